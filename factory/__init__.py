@@ -1,0 +1,1 @@
+"""Makes the data of experts and ships it: template + seeds -> datasets -> package."""

@@ -1,0 +1,116 @@
+"""Stage build: candidates -> a verdict on each, rows to train on, rows held out.
+
+Reads datasets/<expert>/candidates.parquet, the template and the base's tokenizer; writes
+verdicts.parquet, train.parquet, holdout.parquet and, last, stats.json.
+Run: dmoe build <expert>
+"""
+
+from collections import Counter as Tally
+from typing import Any
+
+from rapidfuzz.utils import default_process
+
+from factory.checks import Counter, Fault, Reply, drift, faults
+from factory.dedup import Item, copies
+from factory.errors import UserError
+from factory.paths import Home, Profile
+from factory.schema import CANDIDATES, ROWS, VERDICTS, read_rows, write_rows
+from factory.store import write_json
+from factory.template import REASONS, Template, read_template
+from factory.tokens import counter
+
+Row = dict[str, Any]
+
+
+def build(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
+    """Judges every candidate, writes the dataset, and returns its statistics."""
+    template = read_template(home.template(expert))
+    candidates = read_rows(home.dataset(expert, "candidates.parquet"), CANDIDATES, f"dmoe generate {expert}")
+    count = counter(home, profile)
+    verdicts = judge(candidates, template, count)
+    kept = {v["row_id"] for v in verdicts if v["verdict"] == "keep"}
+    rows = {
+        split: [_row(c) for c in candidates if c["row_id"] in kept and c["split"] == split]
+        for split in ("train", "holdout")
+    }
+    if not all(rows.values()):
+        raise UserError(
+            f"datasets/{expert}: no row was kept\n"
+            '  then see why: dmoe query "SELECT reasons, count(*) FROM verdicts GROUP BY 1"'
+        )
+    write_rows(home.dataset(expert, "verdicts.parquet"), VERDICTS, verdicts)
+    for split, kept_rows in rows.items():
+        write_rows(home.dataset(expert, f"{split}.parquet"), ROWS, kept_rows)
+    stats = statistics(candidates, verdicts, template)
+    write_json(home.dataset(expert, "stats.json"), stats)
+    return stats
+
+
+def judge(candidates: list[Row], template: Template, count: Counter) -> list[Row]:
+    """One verdict a candidate, in their order, with *all* its reasons. Pure."""
+    own = _faults(candidates, template, count)
+    clean = [c for c in candidates if not own[c["row_id"]]]
+    items = [Item(c["row_id"], c["answer"], c["instruction"], c["split"] == "holdout") for c in clean]
+    fallen = copies(items, template.declaration.dedup.instruction)
+    kept: Tally[str] = Tally()
+    verdicts = []
+    for c in candidates:
+        found, copy = list(own[c["row_id"]]), fallen.get(c["row_id"])
+        if copy:
+            found.append(Fault(copy.reason, f"{copy.score:.1f} like {copy.like}"))
+        elif not found and kept[c["seed_id"]] >= template.declaration.generate.per_seed:
+            found.append(Fault("surplus", f"its seed has {kept[c['seed_id']]} rows already"))
+        kept[c["seed_id"]] += not found
+        verdicts.append({
+            "row_id": c["row_id"], "verdict": "drop" if found else "keep", "reasons": [f.reason for f in found],
+            "detail": "; ".join(f.detail for f in found), "like": copy.like if copy else "",
+            "score": copy.score if copy else 0.0, "tokens": count(c["output"]),
+        })  # fmt: skip
+    return verdicts
+
+
+def _faults(candidates: list[Row], template: Template, count: Counter) -> dict[str, list[Fault]]:
+    """Row id -> its own faults, drift included; a seed's own words are its variant 0."""
+    seeds = {c["seed_id"]: c for c in candidates if c["sample"] == 0}
+    texts: dict[str, list[str]] = {}
+    for seed in seeds.values():
+        texts.setdefault(seed["answer"], []).append(default_process(seed["instruction"]))
+    found = {}
+    for c in candidates:
+        list_ = faults(Reply(c["instruction"], c["answer"], c["output"], c["finish_reason"]), template, count)
+        if c["sample"]:
+            fault = drift(c["instruction"], seeds[c["seed_id"]]["instruction"], c["answer"], template, texts)
+            list_ += [fault] if fault else []
+        found[c["row_id"]] = list_
+    return found
+
+
+def _row(candidate: Row) -> Row:
+    """A dataset row, in TRL's conversational prompt-completion form."""
+    return {
+        "row_id": candidate["row_id"], "seed_id": candidate["seed_id"], "answer": candidate["answer"],
+        "prompt": [{"role": "user", "content": candidate["instruction"]}],
+        "completion": [{"role": "assistant", "content": candidate["output"]}],
+        "instruction": candidate["instruction"], "output": candidate["output"],
+    }  # fmt: skip
+
+
+def statistics(candidates: list[Row], verdicts: list[Row], template: Template) -> dict[str, Any]:
+    """Counts by verdict and reason, seeds used and unused, rows per answer, token quantiles."""
+    kept = [(c, v) for c, v in zip(candidates, verdicts, strict=True) if v["verdict"] == "keep"]
+    reasons = Tally(reason for v in verdicts for reason in v["reasons"])
+    lengths = sorted(v["tokens"] for _, v in kept)
+    used = {c["seed_id"] for c, _ in kept}
+    return {
+        "candidates": len(candidates),
+        "kept": len(kept),
+        "dropped": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "rows": {split: sum(c["split"] == split for c, _ in kept) for split in ("train", "holdout")},
+        "seeds": {split: len({c["seed_id"] for c, _ in kept if c["split"] == split}) for split in ("train", "holdout")},
+        "seeds_unused": sorted({c["seed_id"] for c in candidates} - used),
+        "answers": {key: sum(c["answer"] == key for c, _ in kept) for key in template.answers},
+        "tokens": {name: lengths[min(len(lengths) - 1, int(q * len(lengths)))] for name, q in QUANTILES.items()},
+    }
+
+
+QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}

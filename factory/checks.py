@@ -1,0 +1,140 @@
+"""What is wrong with one candidate by itself: one small function a reason. Pure; no file is read."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rapidfuzz import fuzz
+from rapidfuzz.utils import default_process
+
+from factory.template import Template, find_any
+
+Counter = Callable[[str], int]  # text -> tokens of the base model
+
+PERSONAL = {
+    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.\w{2,}"),
+    "a telephone number": re.compile(r"(?<![\w.])(?:\+\d{1,3}[ -]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)"),
+    "a social security number": re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)"),
+    "a card number": re.compile(r"(?<!\d)(?:\d{4}[ -]?){3}\d{4}(?!\d)"),
+    "a secret key": re.compile(r"\b(?:sk|ghp|AKIA|xox[bp])[-_]?[A-Za-z0-9]{16,}"),
+}
+FOREIGN = {"en": re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")}  # letters that are not Latin
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One reason to drop a candidate, and what was seen."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is checked: a question, its answer's key, what was answered, and how that ended."""
+
+    instruction: str
+    answer: str
+    output: str
+    finish_reason: str = "stop"
+
+
+def faults(reply: Reply, template: Template, count: Counter) -> list[Fault]:
+    """Every fault of one candidate, in the order of `CHECKS`; empty means that it may stay."""
+    if not reply.output.strip():
+        return [Fault("empty", "the reply is empty")]
+    return [Fault(reason, detail) for reason, check in CHECKS.items() for detail in check(reply, template, count)]
+
+
+def _form(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if not t.in_form(reply.output, reply.answer):
+        yield "none of the forms, whole"
+
+
+def _answer_missing(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    for part in t.musts(reply.answer):
+        if not find_any([part], reply.output):
+            yield f"lacks {part!r}"
+
+
+def _other_answer(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if others := t.names_in(reply.output)[0] - {reply.answer}:
+        yield f"names the answer of {', '.join(sorted(others))}"
+
+
+def _rival(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if rivals := t.names_in(reply.output)[1]:
+        yield f"names {', '.join(sorted(rivals))}"
+
+
+def _hedge(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if hedge := find_any(t.output.never, reply.output):
+        yield f"says {hedge!r}"
+
+
+def _too_short(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if (n := count(reply.output)) < t.output.tokens[0]:
+        yield f"{n} tokens, fewer than {t.output.tokens[0]}"
+
+
+def _too_long(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if (n := count(reply.output)) > t.output.tokens[1]:
+        yield f"{n} tokens, more than {t.output.tokens[1]}"
+
+
+def _truncated(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    if reply.finish_reason == "length":
+        yield "cut off at the token limit"
+
+
+def _echo(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    question = default_process(reply.instruction)
+    if len(question) >= 12 and question in default_process(reply.output):
+        yield "repeats the question"
+
+
+def _script(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    for text in (reply.instruction, _without_fixed(reply, t)):
+        if letters := FOREIGN[t.declaration.language].findall(text):
+            yield f"letters of another script: {''.join(letters[:8])!r}"
+
+
+def _personal_data(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    for text in (reply.instruction, _without_fixed(reply, t)):
+        yield from (f"holds {name}" for name, pattern in PERSONAL.items() if pattern.search(text))
+
+
+def _without_fixed(reply: Reply, t: Template) -> str:
+    """The output without the answer's fixed text, which is exempt: a reviewer wrote it."""
+    text = reply.output
+    for fixed in t.fixed(reply.answer).values():
+        text = text.replace(fixed, " ")
+    return text
+
+
+CHECKS: dict[str, Callable[[Reply, Template, Counter], Iterator[str]]] = {
+    "form": _form, "answer_missing": _answer_missing, "other_answer": _other_answer, "rival": _rival, "hedge": _hedge,
+    "too_short": _too_short, "too_long": _too_long, "truncated": _truncated, "echo": _echo, "script": _script,
+    "personal_data": _personal_data,
+}  # fmt: skip
+
+
+def drift(
+    instruction: str, seed_instruction: str, answer: str, t: Template, seeds: dict[str, list[str]]
+) -> Fault | None:
+    """Whether a paraphrase has left its seed's answer.
+
+    It has when it lost every cue that the seed had, or when a seed of another answer is nearer to it
+    than all of its own answer's. `seeds`: per answer the processed instructions (rapidfuzz's default_process).
+    """
+    cues = t.answers[answer].cue
+    if find_any(cues, seed_instruction) and not find_any(cues, instruction):
+        return Fault("drift", f"none of its seed's cues is left ({', '.join(cues)})")
+    text = default_process(instruction)
+    nearest = {key: max(fuzz.token_set_ratio(text, s, processor=None) for s in texts) for key, texts in seeds.items()}
+    other = max(nearest, key=lambda key: nearest[key])
+    if nearest[other] > nearest[answer]:
+        return Fault(
+            "drift", f"nearest to a seed of {other} ({nearest[other]:.0f}), not of {answer} ({nearest[answer]:.0f})"
+        )
+    return None

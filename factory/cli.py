@@ -1,0 +1,247 @@
+"""The `dmoe` command: each command a thin shell over one function.
+
+Heavy packages are imported inside the functions that need them, so that `dmoe --help` is instant.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from factory.errors import UserError
+
+if TYPE_CHECKING:
+    from factory.paths import Home, Params, Profile
+
+
+class Friendly(TyperGroup):
+    """Shows a user's mistake as it is, without a traceback, and ends with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+        except OSError as error:  # a full disk, a folder that may not be written
+            typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        except KeyboardInterrupt:
+            typer.echo("stopped; nothing half-made is left", err=True)
+            raise typer.Exit(130) from None
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=Friendly, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False,
+    help="Experts for a dense language model: data, LoRA adapters, scores, packages, answers.",
+)  # fmt: skip
+Expert = Annotated[str, typer.Argument(help="An expert of params.yaml.")]
+
+
+def _checkout(expert: str | None = None) -> "tuple[Home, Params, Profile]":
+    """The checkout around the working folder, its params and its profile; `expert` must be one of its experts."""
+    from factory.paths import find_home, read_params, read_profile
+
+    home = find_home()
+    params = read_params(home)
+    if expert is not None and expert not in params.experts:
+        raise UserError(f"{expert!r} is no expert of params.yaml; there are {', '.join(params.experts)}")
+    return home, params, read_profile(home, params.profile)
+
+
+@app.command()
+def lint(expert: Annotated[str | None, typer.Argument(help="One expert; all without it.")] = None) -> None:
+    """Check templates, seeds and params, and run the templates' own tests. Asks no teacher, needs no GPU."""
+    from factory.lint import lint
+
+    counts = lint(_checkout(expert)[0], expert)
+    typer.echo("sound: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+@app.command()
+def generate(expert: Expert) -> None:
+    """Ask the teacher for each seed's variants (stage 1)."""
+    from factory.generate import generate
+
+    home, params, _ = _checkout(expert)
+    typer.echo(f"{expert}: {len(generate(home, expert, params))} candidates")
+
+
+@app.command()
+def build(expert: Expert) -> None:
+    """Judge every candidate and write the dataset (stage 2)."""
+    from factory.build import build
+
+    home, _, profile = _checkout(expert)
+    stats = build(home, expert, profile)
+    dropped = ", ".join(f"{reason} {n}" for reason, n in stats["dropped"].items())
+    typer.echo(
+        f"{expert}: {stats['rows']['train']} rows to train on, {stats['rows']['holdout']} held out; dropped: {dropped}"
+    )
+
+
+@app.command()
+def train(expert: Expert) -> None:
+    """Train the adapter (stage 3)."""
+    from train.sft import train
+
+    home, _, profile = _checkout(expert)
+    train(home, expert, profile)
+
+
+@app.command()
+def export(expert: Expert) -> None:
+    """Write the adapter as a GGUF file (stage 4)."""
+    from train.export import export
+
+    home, _, profile = _checkout(expert)
+    export(home, expert, profile)
+
+
+@app.command()
+def score(expert: Expert) -> None:
+    """Measure the claim on the GGUF file, in llama.cpp (stage 5)."""
+    from train.score import score
+
+    home, _, profile = _checkout(expert)
+    score(home, expert, profile, _base_gguf(home, profile))
+
+
+@app.command()
+def gate(expert: Expert) -> None:
+    """Hold the scores against the template's gate (stage 6)."""
+    from train.gate import gate
+
+    home, _, profile = _checkout(expert)
+    for name, found in gate(home, expert, profile).items():
+        mark = "passed" if found["passed"] else "not passed"
+        mark += "" if found["gated"] else " (reported only)"
+        typer.echo(f"{expert}: {name} {found['low']:g}, {found['wanted']:g} wanted: {mark}")
+
+
+@app.command()
+def package(expert: Expert) -> None:
+    """Write the marketplace package and its manifest (stage 7)."""
+    from factory.package import package
+
+    home, _, profile = _checkout(expert)
+    typer.echo(f"{expert}: packed as {package(home, expert, profile)['lora_id']}")
+
+
+def _base_gguf(home: "Home", profile: "Profile") -> Path:
+    """The GGUF of the base: the profile's file, or one made from the model and kept."""
+    from train.export import base_gguf
+
+    return base_gguf(home, profile)
+
+
+@app.command()
+def scores() -> None:
+    """Print one table: each expert beside its base."""
+    from factory.table import score_table
+
+    home, params, profile = _checkout()
+    score_table(home, params, profile)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    expert: Annotated[str | None, typer.Option(help="This expert, whatever the router says.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="The base alone.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", help="The base's reply beside the expert's.")] = False,
+) -> None:
+    """Ask one question through llama.cpp: routed, of one expert, or of the base."""
+    if base and (expert or beside):
+        raise UserError("--base asks the base alone; leave out --expert and --beside")
+    home, _, profile = _checkout(expert)
+    model = "base" if base else expert or "auto"
+    _answer(home, profile, [(question, model)], beside)
+
+
+@app.command()
+def demo() -> None:
+    """Ask each expert one question of its held-out set, the base's reply beside it."""
+    from factory.schema import ROWS, read_rows
+
+    home, params, profile = _checkout()
+    questions = []
+    for expert in params.experts:
+        rows = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, "dvc repro")
+        questions.append((rows[0]["instruction"], expert))
+    _answer(home, profile, questions, beside=True)
+
+
+def _answer(home: "Home", profile: "Profile", questions: list[tuple[str, str]], beside: bool) -> None:
+    """Prints the replies to (question, model) pairs; model is auto, base or an expert's name."""
+    from factory.table import print_replies
+    from serve.ask import answers
+    from serve.market import installed
+
+    log = home.work / "logs" / "ask.log"
+    for question, replies in answers(_base_gguf(home, profile), installed(home), questions, beside, log):
+        print_replies(question, replies)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
+) -> None:
+    """Serve all experts on one base by OpenAI's API, routed by keyword."""
+    from serve.gateway import serve
+    from serve.market import installed
+
+    home, _, profile = _checkout()
+
+    def ready(url: str) -> None:
+        typer.echo(f"ready: {url}/v1 (model: auto, base, or an expert's name); Ctrl-C ends it")
+
+    base, log = _base_gguf(home, profile), home.work / "logs" / "serve.log"
+    serve(base, installed(home), host=host, port=port, log=log, ready=ready)
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over candidates, verdicts, rows, seeds, scores.")],
+    format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
+) -> None:
+    """Ask DuckDB about everything that was made; read-only."""
+    from factory.query import query
+    from factory.table import print_rows
+
+    print_rows(*query(_checkout()[0], sql), format.value)
+
+
+@app.command()
+def why(row_id: Annotated[str, typer.Argument(help="A row_id, or how it begins.")]) -> None:
+    """Tell what happened to one row, from its seed to its verdict and replies."""
+    from factory.query import why
+    from factory.table import print_pairs
+
+    print_pairs(why(_checkout()[0], row_id))
+
+
+@app.command()
+def pocket(
+    encoder: Annotated[Path, typer.Option(help="The folder of all-MiniLM-L6-v2.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Fewer steps, to try it; another base than the committed one.")
+    ] = None,
+) -> None:
+    """Train the pocket base anew (an hour on two cores); goes on where a killed run was."""
+    from train.pocket import pocket
+
+    pocket(_checkout()[0], encoder, steps)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,44 @@
+"""The one kind of error that a user sees: what is wrong, where, and what to do about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; shown as it is, never as a traceback."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong in one file: the place, the key, the value found and the cure."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+
+
+class Problems(UserError):
+    """All that is wrong in all files, at once, one line each."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` as it may appear inside an error: quoted, on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def relative(path: Path) -> str:
+    """`path` as a user would type it from where they stand."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

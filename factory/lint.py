@@ -1,0 +1,118 @@
+"""`dmoe lint`: everything that can be known to be wrong before a teacher or a GPU is touched.
+
+Reads params.yaml, every template, every seeds file and the base's tokenizer; reports all problems
+of all files at once, each with its line and its cure, and runs the templates' own tests.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from factory.checks import Counter, Reply, faults
+from factory.errors import Problem, Problems, relative
+from factory.paths import Home, Params, read_params, read_profile
+from factory.seeds import read_seeds
+from factory.template import Template, read_template
+from factory.tokens import counter
+
+
+def lint(home: Home, only: str | None = None) -> dict[str, int]:
+    """Checks everything, or one expert; returns counts of what was found sound.
+
+    Raises:
+        Problems: all that is wrong.
+    """
+    params = read_params(home)
+    found = list(_missing_files(home, params))
+    experts = [only] if only else params.experts
+    templates = {}
+    counts = {"templates": 0, "seeds": 0, "tests": 0}
+    for expert in experts:
+        if home.template(expert).exists():
+            try:
+                templates[expert] = read_template(home.template(expert))
+            except Problems as error:
+                found += error.problems
+    counts["templates"] = len(templates)
+    for expert in experts:
+        if home.seeds(expert).exists():
+            counts["seeds"] += _read_or_note(home.seeds(expert), templates.get(expert), found)
+    counts["general"] = _read_or_note(home.general, None, found)
+    count = counter(home, read_profile(home, params.profile))
+    for expert, template in templates.items():
+        found += _lengths(home.template(expert), template, count)
+        found += _cases(home.template(expert), template, count)
+        counts["tests"] += len(template.declaration.tests)
+    if found:
+        raise Problems(found)
+    return counts
+
+
+def _read_or_note(path: Path, template: Template | None, found: list[Problem]) -> int:
+    """How many seeds were read; problems go to `found`. Without its template a seeds file is read as far as can be."""
+    try:
+        return len(read_seeds(path, template)) if template or path.name == "general.jsonl" else 0
+    except Problems as error:
+        found += error.problems
+        return 0
+
+
+def _missing_files(home: Home, params: Params) -> Iterator[Problem]:
+    file = relative(home.params)
+    for name in params.experts:
+        for path in (home.template(name), home.seeds(name)):
+            if not path.exists():
+                yield Problem(file, 0, "experts", f"{name!r} has no {relative(path)}; write it, or remove the name")
+        for other in params.experts:
+            if other != name and other.startswith(name):
+                yield Problem(
+                    file, 0, "experts", f"{name!r} begins {other!r}, which breaks PEFT's hot swap; rename one"
+                )
+    if len(set(params.experts)) < len(params.experts):
+        yield Problem(file, 0, "experts", "a name is there twice; remove one")
+    for path in sorted(home.template("x").parent.glob("*.yaml")):
+        if path.stem not in params.experts:
+            yield Problem(
+                relative(path),
+                1,
+                "",
+                f"{path.stem!r} is not in params.yaml's experts; add it there, or remove the file",
+            )
+    for path in sorted(home.seeds("x").parent.glob("*.jsonl")):
+        if path.stem not in params.experts and path != home.general:
+            yield Problem(
+                relative(path),
+                1,
+                "",
+                f"{path.stem!r} is not in params.yaml's experts; add it there, or remove the file",
+            )
+
+
+def _lengths(path: Path, template: Template, count: Counter) -> Iterator[Problem]:
+    """Forms that can never be as long, or as short, as output.tokens wants."""
+    low, high = template.output.tokens
+    for i in range(len(template.output.forms)):
+        for answer in template.answers:
+            short, long = template.bounds(i, answer)
+            if count(short) > high:
+                text = (
+                    f"has {count(short)} tokens at least with answer {answer}, never within {low} to {high}; shorten it"
+                )
+            elif long is not None and count(long) < low:
+                text = (
+                    f"has {count(long)} tokens at most with answer {answer}, never within {low} to {high}; lengthen it"
+                )
+            else:
+                continue
+            yield Problem(relative(path), template.line("output", "forms", i), f"output.forms.{i}", text)
+            break
+
+
+def _cases(path: Path, template: Template, count: Counter) -> Iterator[Problem]:
+    for i, case in enumerate(template.declaration.tests):
+        answer = case.given.answer or next(iter(template.answers))
+        seen = [f.reason for f in faults(Reply(case.given.instruction, answer, case.given.output), template, count)]
+        ok = case.expect.reason in seen if case.expect.reason else not seen
+        if not ok:
+            wanted = f"a drop for {case.expect.reason}" if case.expect.reason else "to be kept"
+            text = f"{case.name!r} expects {wanted}, but it is {'dropped for ' + ', '.join(seen) if seen else 'kept'}"
+            yield Problem(relative(path), template.line("tests", i), f"tests.{i}", text)

@@ -1,0 +1,137 @@
+"""Stage package: all that a marketplace and an operator need of an expert, in one manifest and one tar.
+
+Reads the adapter, its GGUF, the scores, gate.json and the template; writes
+experts/<expert>/<expert>.tar and, last, manifest.json. Equal inputs give equal bytes.
+Run: dmoe package <expert>
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from factory.paths import Home, Profile
+from factory.store import read_json, sha256, whole, write_json
+from factory.template import Template, read_template
+
+SCHEMA = 1
+BASE_FILES = ("model.safetensors", "tokenizer.json", "chat_template.jinja")
+RECOMMENDED_SCALE = 1.0  # the scale that was scored
+
+
+def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
+    """Writes the tar and the manifest; returns the manifest."""
+    template = read_template(home.template(expert))
+    measured = read_json(home.expert(expert, "eval.json"))
+    files = {
+        "adapter.gguf": home.expert(expert, "adapter.gguf"),
+        **{f"adapter/{p.name}": p for p in sorted(home.expert(expert, "adapter").iterdir())},
+        "template.yaml": home.template(expert),
+        "eval.json": home.expert(expert, "eval.json"),
+        "gate.json": home.expert(expert, "gate.json"),
+        "scores.parquet": home.expert(expert, "scores.parquet"),
+    }
+    manifest = describe(home, template, profile, measured)
+    made = {"manifest.json": _json(manifest), "README.md": card(template, measured, manifest).encode()}
+    made["SHA256SUMS"] = _sums(files, made)
+    with whole(home.expert(expert, f"{expert}.tar")) as temporary:
+        _tar(temporary, template.declaration.market.lora_id, files, made)
+    write_json(home.expert(expert, "manifest.json"), manifest)
+    return manifest
+
+
+def describe(home: Home, template: Template, profile: Profile, measured: dict[str, Any]) -> dict[str, Any]:
+    """The manifest: the marketplace's fields by their names, then hashes and figures that prove them."""
+    declared, expert = template.declaration, template.expert
+    config = read_json(home.expert(expert, "adapter") / "adapter_config.json")
+    model = profile.model_path(home)
+    return {
+        "schema": SCHEMA,
+        "name": expert,
+        "lora_id": declared.market.lora_id,
+        "version": declared.version,
+        "description": declared.description,
+        "keywords": declared.route.keywords,
+        "not_keywords": declared.route.not_keywords,
+        "base_model": profile.model,
+        "recommended_scale": RECOMMENDED_SCALE,
+        "adapter_file": "adapter.gguf",
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "targets": sorted(config["target_modules"]),
+        "licence": declared.market.licence,
+        "seed_licences": _licences(home, expert),
+        "declares": json.loads(declared.market.declares.model_dump_json()),
+        "sha256": {
+            "adapter.gguf": sha256(home.expert(expert, "adapter.gguf")),
+            "adapter": sha256(home.expert(expert, "adapter")),
+            "train.parquet": sha256(home.dataset(expert, "train.parquet")),
+            "holdout.parquet": sha256(home.dataset(expert, "holdout.parquet")),
+            "template.yaml": sha256(home.template(expert)),
+            **({f"base/{name}": sha256(model / name) for name in BASE_FILES} if model else {}),
+        },
+        "scores": {
+            "measured_on": measured["about"],
+            **{arm: measured[arm] for arm in ("base", "expert")},
+            "times_more": measured["times_more"],
+            "length_ratio": measured["length_ratio"],
+        },
+    }
+
+
+def _licences(home: Home, expert: str) -> list[str]:
+    lines = home.seeds(expert).read_text(encoding="utf-8").splitlines()
+    return sorted({json.loads(line)["licence"] for line in lines if line.strip()})
+
+
+def card(template: Template, measured: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """The package's README.md: what the expert does and what was measured, in words that claim no more."""
+    base, expert, ratio = measured["base"], measured["expert"], measured["length_ratio"]
+    rows = [f"| {n} | {_share(base[n])} | {_share(expert[n])} |" for n in ("named", "mention", "right", "in_form")]
+    return "\n".join(
+        [
+            f"# {manifest['lora_id']}",
+            "",
+            template.declaration.description,
+            "",
+            f"Base model: {manifest['base_model']} ({measured['about']}). Licence: {manifest['licence']}.",
+            f"Declared interest: {manifest['declares']['interest']}.",
+            f"Domain risk: {manifest['declares']['domain_risk']}.",
+            "",
+            "| measured on the shipped GGUF, in llama.cpp, on held-out questions | base | expert |",
+            "|---|---|---|",
+            *rows,
+            f"| median tokens | {base['tokens']['median']:g} | {expert['tokens']['median']:g} |",
+            "",
+            f"{expert['n']} questions from {expert['seeds']} seeds that were never trained on; 95 % Wilson intervals,",
+            f"clustered by seed. Replies are {ratio['rate']} times shorter ({ratio['low']} to {ratio['high']}).",
+            "All figures are the publisher's own.",
+            "",
+        ]
+    )
+
+
+def _share(figure: dict[str, float]) -> str:
+    return f"{figure['rate']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _sums(files: dict[str, Path], made: dict[str, bytes]) -> bytes:
+    sums = {name: sha256(path) for name, path in files.items()}
+    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in made.items()}
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def _tar(out: Path, folder: str, files: dict[str, Path], made: dict[str, bytes]) -> None:
+    """Names in order, no owner, no time: the same content gives the same tar."""
+    contents = {**{name: path.read_bytes() for name, path in files.items()}, **made}
+    with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in sorted(contents.items()):
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mode = len(data), 0o644
+            tar.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,155 @@
+"""Where everything lies, and the two small files that say what is built: params.yaml and the profile."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.errors import Problem, Problems, UserError, relative, shown
+from factory.store import read_yaml, sha256
+
+
+@dataclass(frozen=True)
+class Home:
+    """A checkout: every path of the project, made from its root."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def general(self) -> Path:
+        return self.root / "seeds" / "general.jsonl"
+
+    def template(self, expert: str) -> Path:
+        return self.root / "templates" / f"{expert}.yaml"
+
+    def seeds(self, expert: str) -> Path:
+        return self.root / "seeds" / f"{expert}.jsonl"
+
+    def dataset(self, expert: str, name: str) -> Path:
+        return self.root / "datasets" / expert / name
+
+    def expert(self, expert: str, name: str) -> Path:
+        return self.root / "experts" / expert / name
+
+    def profile(self, name: str) -> Path:
+        return self.root / "profiles" / f"{name}.yaml"
+
+    @property
+    def work(self) -> Path:
+        """What can be made again at any time: the base's GGUF, its replies, logs. Ignored by git."""
+        return self.root / ".dmoe"
+
+
+def find_home() -> Home:
+    """The checkout around the working folder.
+
+    Raises:
+        UserError: no folder upwards holds a params.yaml.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file():
+            return Home(folder)
+    raise UserError(f"no params.yaml in {here} or above it; change into a dmoe checkout")
+
+
+PARAMS: dict[str, tuple[type, str]] = {
+    "experts": (list, "a list of names"),
+    "profile": (str, "a name"),
+    "teacher": (dict, "a mapping"),
+}
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml: which experts, on which base, by which teacher."""
+
+    experts: list[str]
+    profile: str
+    teacher: dict[str, Any]
+
+
+def read_params(home: Home) -> Params:
+    """params.yaml, checked.
+
+    Raises:
+        Problems: a key is missing, unknown or of the wrong kind.
+    """
+    raw: Any = read_yaml(home.params)
+    file, found = relative(home.params), []
+    if not isinstance(raw, dict):
+        raise Problems([Problem(file, 1, "", f"must be a mapping of {', '.join(PARAMS)}")])
+    lines: Any = getattr(raw, "lc", None)
+    for key in [*PARAMS, *(k for k in raw if k not in PARAMS)]:
+        line = lines.key(key)[0] + 1 if key in raw else 1
+        if key not in PARAMS:
+            found.append(Problem(file, line, key, f"unknown key; known are {', '.join(PARAMS)}"))
+        elif not isinstance(raw.get(key), PARAMS[key][0]):
+            wanted = PARAMS[key][1]
+            found.append(Problem(file, line, key, f"must be {wanted}, not {shown(raw.get(key))}"))
+    if not found and raw["teacher"].get("kind") != "phrases":
+        line = lines.key("teacher")[0] + 1
+        found.append(Problem(file, line, "teacher.kind", f"must be 'phrases', not {shown(raw['teacher'].get('kind'))}"))
+    if found:
+        raise Problems(found)
+    return Params([str(e) for e in raw["experts"]], str(raw["profile"]), dict(raw["teacher"]))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """profiles/<name>.yaml: all that depends on the base model."""
+
+    name: str
+    model: str  # a local folder (relative to the checkout) or a hub id
+    revision: str | None  # a hub commit, or what folder_revision says of the folder
+    gguf: str | None  # the GGUF file that is served; None: made from `model` when needed
+    about: str  # one line, printed with every table made on this base
+    train: dict[str, Any]
+    gates: list[str]
+
+    def model_path(self, home: Home) -> Path | None:
+        """The base's local folder, or None where `model` is a hub id."""
+        folder = home.root / self.model
+        return folder if folder.is_dir() else None
+
+
+def read_profile(home: Home, name: str) -> Profile:
+    """One profile, checked.
+
+    Raises:
+        UserError: no such profile, or a key is missing.
+    """
+    path = home.profile(name)
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"{relative(home.params)}: profile: there is no {relative(path)}; known are {known}")
+    raw = read_yaml(path)
+    try:
+        base = raw["base"]
+        profile = Profile(
+            name, base["model"], base["revision"], base["gguf"], base["about"], dict(raw["train"]), list(raw["gates"])
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{relative(path)}: {error} is missing") from None
+    folder = profile.model_path(home)
+    if folder and profile.revision and profile.revision != folder_revision(folder):
+        line = base.lc.key("revision")[0] + 1
+        message = f"{shown(profile.revision)} is not what {profile.model} holds; write {folder_revision(folder)!r}"
+        raise Problems([Problem(relative(path), line, "base.revision", message)])
+    return profile
+
+
+def folder_revision(folder: Path) -> str:
+    """A hash over the files of a model's folder that decide what it says.
+
+    A profile pins it, so that another base in the same folder is another base to every stage.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+        if (folder / name).exists():
+            digest.update(sha256(folder / name).encode())
+    return digest.hexdigest()[:16]

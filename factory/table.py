@@ -1,0 +1,103 @@
+"""What commands print: the table of scores, query results, pairs. Widths follow the terminal."""
+
+import csv
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from factory.paths import Home, Params, Profile
+from factory.store import read_json
+
+
+def score_table(home: Home, params: Params, profile: Profile) -> None:
+    """One row an expert: the claim's measures for base and expert, and whether the gate was passed."""
+    table = Table(title=f"measured on the GGUF files, in llama.cpp ({profile.about})", title_justify="left")
+    for column in (
+        "expert",
+        "answer given: base -> expert (95 %)",
+        "right (words alone)",
+        "tokens: base -> expert",
+        "form kept",
+        "gate",
+    ):
+        table.add_column(column)
+    for expert in params.experts:
+        path = home.expert(expert, "eval.json")
+        table.add_row(
+            expert, *(_cells(home, expert, read_json(path)) if path.exists() else ["not scored yet: dvc repro"])
+        )
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+
+
+def _cells(home: Home, expert: str, measured: dict[str, Any]) -> list[str]:
+    base, own = measured["base"], measured["expert"]
+    ceiling = measured.get("lexical_ceiling")
+    passed = home.expert(expert, "gate.json").exists()
+    return [
+        f"{base['mention']['rate']:.3f} -> {_range(own['mention'])}",
+        _range(own["right"]) + (f" ({ceiling:.2f})" if ceiling is not None else ""),
+        f"{base['tokens']['median']:g} -> {own['tokens']['median']:g} ({measured['length_ratio']['rate']:g}x shorter)",
+        f"{own['in_form']['rate']:.3f}",
+        "passed" if passed else "MISSED",
+    ]
+
+
+def _range(figure: dict[str, float]) -> str:
+    return f"{figure['rate']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"
+
+
+def print_rows(columns: list[str], rows: list[tuple[Any, ...]], style: str) -> None:
+    """Rows as a table for people, or as csv or json for programs."""
+    if style == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    elif style == "json":
+        json.dump(
+            [dict(zip(columns, row, strict=True)) for row in rows],
+            sys.stdout,
+            indent=2,
+            ensure_ascii=False,
+            default=_jsonable,
+        )
+        sys.stdout.write("\n")
+    else:
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*("" if value is None else _cell(value) for value in row))
+        Console(width=None if sys.stdout.isatty() else 200).print(table, markup=False)
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    return Text(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _jsonable(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime.date) else str(value)
+
+
+def print_replies(question: str, replies: Sequence[Any]) -> None:
+    """A question and below it each reply (`who`, `reason`, `tokens`, `text`), wrapped."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(Text(f"\n{question}", style="bold"))
+    for reply in replies:
+        console.print(Text(f"{reply.who} ({reply.reason}; {reply.tokens} tokens)", style="cyan"))
+        console.print(Padding(Text(reply.text), (0, 0, 0, 4)))
+
+
+def print_pairs(pairs: list[tuple[str, str]]) -> None:
+    """Name and value, one a line, names aligned."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        sys.stdout.write(f"{name:<{width}}  {value}\n")

@@ -1,0 +1,179 @@
+"""The embedded teacher: no server, no GPU, the same replies every time.
+
+It recombines the seed's own wording, what people of each voice put around a question, and the
+template's own phrases. It cannot write anything new, and says so by its name.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from factory.seeds import Seed
+from factory.teacher import Reply, Request
+from factory.template import Template
+
+BEFORE = {
+    "terse": [
+        "Short question:",
+        "Briefly:",
+        "In one line:",
+        "Quick answer wanted:",
+        "No essays:",
+        "Just curious:",
+        "One thing:",
+    ],
+    "chatty": [
+        "Hello there, I hope somebody has a minute for this.",
+        "So here is my little story.",
+        "I was telling my neighbour about it.",
+        "Hi all, long-time reader, first question ever.",
+        "Good morning! Coffee in hand, and this on my mind.",
+        "My sister told me to ask here, so here goes.",
+        "Bear with me, I will try to keep it short.",
+        "Okay, picture this.",
+    ],
+    "non-native": [
+        "Excuse my English, I am still learning.",
+        "Hello, I come from other country.",
+        "Please, I have one question for you.",
+        "Sorry, maybe I do not write so good.",
+        "Dear friends, help is needed.",
+        "I not know the right words, so I say it simple.",
+    ],
+    "annoyed": [
+        "I have asked this three times already.",
+        "Nobody ever gives me a straight reply.",
+        "Honestly, I am fed up.",
+        "Can somebody finally tell me.",
+        "Why is this so hard to find out?",
+        "I have wasted a whole evening on this.",
+    ],
+    "on a phone": [
+        "hey",
+        "hiya quick one",
+        "omg ok so",
+        "yo",
+        "soz to bother",
+        "ok need help here",
+        "typing this on the bus",
+    ],
+}
+AFTER = {
+    "terse": ["Answer in a sentence.", "Need it now.", "Keep it brief.", "Facts only.", "That is all.", "Cheers."],
+    "chatty": [
+        "Thanks so much in advance, you are all lovely!",
+        "Anyway, that is where I am today.",
+        "My whole family is waiting to hear.",
+        "I would be really grateful for a word from you.",
+        "Sorry for rambling on like this.",
+        "Have a nice weekend, everyone.",
+    ],
+    "non-native": [
+        "Please to explain me.",
+        "I thank you very much for the help.",
+        "What you think about it?",
+        "I wait for your kind answer.",
+        "Is it clear what I mean?",
+        "Greetings to all of you.",
+    ],
+    "annoyed": [
+        "And no lectures this time.",
+        "Is that too much to ask?",
+        "I want one clear reply.",
+        "Stop beating about the bush.",
+        "Do not tell me to look it up.",
+        "This is really getting on my nerves.",
+    ],
+    "on a phone": ["thx", "any1 know", "asap pls", "lmk", "tia guys", "cant type much rn", "hit me back pls"],
+}
+SHORT = {
+    "you": "u",
+    "your": "ur",
+    "please": "pls",
+    "because": "bc",
+    "with": "w",
+    "right now": "rn",
+    "and": "n",
+    "are": "r",
+    "for": "4",
+    "thanks": "thx",
+    "people": "ppl",
+    "something": "smth",
+    "really": "rly",
+    "tomorrow": "tmrw",
+}
+
+
+class PhrasesTeacher:
+    """Recombines what template and seeds already say."""
+
+    name = "phrases"
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+
+    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply a request, in order. Sample 0 is the seed in its own words."""
+        for request in requests:
+            seed, declared = request.seed, self.template.declaration
+            voice = declared.generate.voices[(request.sample - 1) % len(declared.generate.voices)]
+            phrases = {name: self.template.phrases(name, seed.answer) for name in self.template.output.slots}
+            key = _key(
+                [declared.expert, seed.id, seed.instruction, seed.answer, seed.slots, voice, phrases, request.sample]
+            )
+            rng = random.Random(key)
+            instruction = reword(seed, voice, rng) if request.sample else seed.instruction
+            slots = {name: rng.choice(choices) for name, choices in phrases.items()} | seed.slots
+            yield Reply(request, instruction, slots, key, "stop")
+
+
+def _key(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def reword(seed: Seed, voice: str, rng: random.Random) -> str:
+    """The seed's question as somebody of `voice` would put it; its own words stay recognisable."""
+    style = STYLES.get(voice, _plain)
+    core = style(seed.instruction, rng)
+    before, after = rng.choice(BEFORE.get(voice, [""])), rng.choice(AFTER.get(voice, [""]))
+    place = rng.choice(("before", "after", "both"))
+    parts = [before if place != "after" else "", core, after if place != "before" else ""]
+    text = " ".join(part for part in parts if part)
+    return text.lower() if voice == "on a phone" else text
+
+
+def _plain(text: str, rng: random.Random) -> str:
+    return text if text[-1] in ".?!" else text + rng.choice((".", "?"))
+
+
+def _terse(text: str, rng: random.Random) -> str:
+    return re.sub(
+        r"\b(please|could you|can you tell me|i would like to know|just|really|so|very) ", "", text, flags=re.I
+    )
+
+
+def _non_native(text: str, rng: random.Random) -> str:
+    return _plain(re.sub(r"\b(the|a|an) ", lambda m: "" if rng.random() < 0.7 else m[0], text, flags=re.I), rng)
+
+
+def _annoyed(text: str, rng: random.Random) -> str:
+    return text.rstrip(".?! ") + rng.choice(("!", "?!", "!!", "."))
+
+
+def _on_a_phone(text: str, rng: random.Random) -> str:
+    words = re.sub(r"[.,;:!?'\u2019]", "", text.lower())
+    for long, short in SHORT.items():
+        if rng.random() < 0.7:
+            words = re.sub(rf"\b{long}\b", short, words)
+    return words
+
+
+STYLES: dict[str, Callable[[str, random.Random], str]] = {
+    "terse": _terse,
+    "chatty": _plain,
+    "non-native": _non_native,
+    "annoyed": _annoyed,
+    "on a phone": _on_a_phone,
+}

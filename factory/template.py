@@ -1,0 +1,503 @@
+"""A template, read strictly and compiled once into all that must agree about an expert.
+
+One file `templates/<expert>.yaml` says everything; this module turns it into the teacher's prompt
+and JSON schema, the renderer, the patterns of the checker, the measure used in scoring and the
+embedded teacher's phrases. docs/template.md is the reference for people.
+"""
+
+import datetime
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from factory.errors import Problem, Problems, relative, shown
+from factory.store import read_yaml
+
+REASONS = (
+    "empty", "form", "answer_missing", "other_answer", "rival", "hedge", "too_short", "too_long", "truncated", "echo",
+    "script", "personal_data", "drift", "exact_copy", "near_copy", "like_held_out", "surplus",
+)  # fmt: skip
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Answer(Strict):
+    """One fixed answer. Further keys (`act: ...`) are fixed text that forms and asks may use."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, Text] = Field(init=False)
+    text: Text
+    also: list[Text]
+    cue: list[Text]
+    source: Text
+    checked: datetime.date
+
+
+class Slot(Strict):
+    """A place in a form that is filled per row: by the teacher (`ask`), or from `phrases`."""
+
+    ask: Text | None = None
+    max_words: int = Field(ge=1, le=60)
+    phrases: list[Text] | dict[str, list[Text]] | None = None
+
+
+class Output(Strict):
+    tokens: Annotated[list[int], Field(min_length=2, max_length=2)]
+    must: Annotated[list[Text], Field(min_length=1)]
+    forms: Annotated[list[Text], Field(min_length=1)]
+    slots: dict[Name, Slot]
+    never: list[Text]
+
+
+class Sampling(Strict):
+    temperature: float = Field(ge=0, le=2)
+    top_p: float = Field(gt=0, le=1)
+
+
+class Generate(Strict):
+    ask: Text
+    voices: Annotated[list[Text], Field(min_length=1)]
+    per_seed: int = Field(ge=1, le=200)
+    sampling: Sampling
+
+
+class Dedup(Strict):
+    instruction: int = Field(ge=50, le=100)
+
+
+class Train(Strict):
+    rank: int = Field(ge=1, le=512)
+    alpha: int = Field(ge=1, le=4096)
+    epochs: int = Field(ge=1, le=100)
+
+
+class Gate(Strict):
+    mention: Share
+    right: Share
+    form: Share
+    length_ratio: float = Field(ge=1)
+
+
+class Route(Strict):
+    keywords: Annotated[list[Text], Field(min_length=1)]
+    not_keywords: list[Text]
+    examples: list[Text]
+    prefer: Literal["precision", "recall"]
+
+
+class Declares(Strict):
+    interest: Text
+    domain_risk: Text
+    valid_until: datetime.date
+
+
+class Market(Strict):
+    lora_id: Name
+    licence: Text
+    declares: Declares
+
+
+class Given(Strict):
+    instruction: str
+    output: str
+    answer: str | None = None
+
+
+class Expect(Strict):
+    verdict: Literal["keep", "drop"]
+    reason: str | None = None
+
+
+class Case(Strict):
+    """One of the template's own tests, run by `dmoe lint`."""
+
+    name: Text
+    given: Given
+    expect: Expect
+
+
+class Declaration(Strict):
+    """The file as it stands, key by key."""
+
+    expert: Name
+    version: int = Field(ge=1)
+    owner: Text
+    description: Text
+    language: Literal["en"]
+    answers: Annotated[dict[Name, Answer], Field(min_length=1)]
+    rivals: list[Text]
+    output: Output
+    generate: Generate
+    dedup: Dedup
+    train: Train
+    gate: Gate
+    route: Route
+    market: Market
+    tests: list[Case]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What of the claim one reply fulfils; see Template.measure."""
+
+    named: bool
+    mention: bool
+    right: bool
+    in_form: bool
+
+
+def phrase_pattern(text: str) -> str:
+    """A regular expression for `text` at word boundaries, with any white space between its words."""
+    return r"(?<!\w)" + r"\s+".join(map(re.escape, text.split())) + r"(?!\w)"
+
+
+def find_any(phrases: list[str], text: str) -> str | None:
+    """The first of `phrases` (longest first, any case) that stands in `text` at word boundaries."""
+    for phrase in sorted(phrases, key=len, reverse=True):
+        if re.search(phrase_pattern(phrase), text, re.IGNORECASE):
+            return phrase
+    return None
+
+
+def fields(form: str) -> list[str]:
+    """The names in braces of a form, in order.
+
+    Raises:
+        ValueError: a brace is not closed, or a field is more than a plain name.
+    """
+    names = []
+    for _, name, spec, conversion in string.Formatter().parse(form):
+        if name is not None:
+            if not name.isidentifier() or spec or conversion:
+                raise ValueError(f"{{{name}}} is no plain name")
+            names.append(name)
+    return names
+
+
+class Template:
+    """One compiled template: everything that the stages need to know about an expert."""
+
+    def __init__(self, declaration: Declaration, raw: Any = None) -> None:
+        self.declaration = declaration
+        self._raw = raw
+        self.expert = declaration.expert
+        self.answers = declaration.answers
+        self.output = declaration.output
+
+    def line(self, *key: str | int) -> int:
+        """The line of a key in the file, from 1."""
+        return _line(self._raw, key)
+
+    # -- fixed text -----------------------------------------------------------------------------
+
+    def fixed(self, answer: str) -> dict[str, str]:
+        """The fixed text of one answer by the names that forms use: `answer` and its further keys."""
+        entry = self.answers[answer]
+        return {"answer": entry.text, **(entry.__pydantic_extra__ or {})}
+
+    def musts(self, answer: str) -> list[str]:
+        """The parts that make `answer` given, as text."""
+        return [part.format(**self.fixed(answer)) for part in self.output.must]
+
+    # -- the teacher ----------------------------------------------------------------------------
+
+    def phrases(self, slot: str, answer: str) -> list[str]:
+        """The phrases that may fill `slot` for `answer`; empty where only a teacher can."""
+        given = self.output.slots[slot].phrases
+        return (given.get(answer, []) if isinstance(given, dict) else given) or []
+
+    def prompt(self, instruction: str, answer: str, voice: str, variants: int) -> list[dict[str, str]]:
+        """Chat messages that ask a teacher for `variants` paraphrases of one seed and their slots."""
+        fixed = self.fixed(answer)
+        lines = [self.declaration.generate.ask.format(**fixed), f"Write as somebody {voice} would."]
+        for name, slot in self.output.slots.items():
+            if slot.ask:
+                lines.append(f"{name}: {slot.ask.format(**fixed)} (at most {slot.max_words} words)")
+        lines.append(f"Give {variants} variants as JSON, each with its `instruction` and its slots.")
+        return [{"role": "system", "content": "\n".join(lines)}, {"role": "user", "content": instruction}]
+
+    def schema(self, answer: str, variants: int) -> dict[str, Any]:
+        """The JSON schema of a teacher's reply: `variants` objects of bounded strings."""
+        properties: dict[str, Any] = {"instruction": {"type": "string", "minLength": 4, "maxLength": 400}}
+        for name, slot in self.output.slots.items():
+            if slot.ask:
+                properties[name] = {"type": "string", "minLength": 1, "maxLength": 12 * slot.max_words}
+            else:
+                properties[name] = {"enum": self.phrases(name, answer)}
+        one = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+        many = {"type": "array", "items": one, "minItems": variants, "maxItems": variants}
+        return {
+            "type": "object",
+            "properties": {"variants": many},
+            "required": ["variants"],
+            "additionalProperties": False,
+        }
+
+    # -- rendering ------------------------------------------------------------------------------
+
+    def render(self, form: int, answer: str, slots: dict[str, str]) -> str:
+        """Form number `form` with the answer's fixed text and `slots` filled in."""
+        return self.output.forms[form].format(**self.fixed(answer), **slots)
+
+    def bounds(self, form: int, answer: str) -> tuple[str, str | None]:
+        """The shortest and the longest text that `form` can become from phrases alone.
+
+        The second is None where a slot has no phrases: only a teacher's text could tell.
+        """
+        short, long, open_end = {}, {}, False
+        for name in set(fields(self.output.forms[form])) & set(self.output.slots):
+            phrases = self.phrases(name, answer)
+            open_end |= not phrases
+            short[name], long[name] = min(phrases, key=len, default="a"), max(phrases, key=len, default="")
+        return self.render(form, answer, short), None if open_end else self.render(form, answer, long)
+
+    # -- checking and measuring -----------------------------------------------------------------
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        everything = {n for a in self.answers.values() for n in (a.text, *a.also)} | set(self.declaration.rivals)
+        return re.compile("|".join(map(phrase_pattern, sorted(everything, key=len, reverse=True))), re.IGNORECASE)
+
+    @cached_property
+    def _owner(self) -> dict[str, str]:
+        return {_folded(n): key for key, a in self.answers.items() for n in (a.text, *a.also)}
+
+    def names_in(self, text: str) -> tuple[set[str], set[str]]:
+        """(keys of the answers, rivals) that `text` names, longest match first, in any case."""
+        found = [_folded(m[0]) for m in self._names.finditer(text)]
+        return {self._owner[n] for n in found if n in self._owner}, {n for n in found if n not in self._owner}
+
+    @cached_property
+    def _forms(self) -> dict[str, re.Pattern[str]]:
+        return {a: re.compile("|".join(self._form_pattern(f, a) for f in self.output.forms)) for a in self.answers}
+
+    def _form_pattern(self, form: str, answer: str) -> str:
+        fixed, pattern = self.fixed(answer), ""
+        for literal, name, _, _ in string.Formatter().parse(form):
+            pattern += re.escape(literal)
+            if name in self.output.slots:
+                pattern += self._slot_pattern(name, answer)
+            elif name is not None:
+                pattern += re.escape(fixed[name])
+        return f"(?:{pattern})"
+
+    def _slot_pattern(self, name: str, answer: str) -> str:
+        slot = self.output.slots[name]
+        if slot.ask is None:
+            return "(?:" + "|".join(map(re.escape, self.phrases(name, answer))) + ")"
+        return rf"\S+(?: \S+){{0,{slot.max_words - 1}}}"
+
+    def in_form(self, text: str, answer: str | None = None) -> bool:
+        """Whether the whole of `text` is one of the forms, with `answer` or with any of them."""
+        keys = self.answers if answer is None else [answer]
+        return any(self._forms[key].fullmatch(text.strip()) for key in keys)
+
+    def gives(self, text: str, answer: str) -> bool:
+        """Whether `text` holds every `must` part of `answer`, at word boundaries."""
+        return all(re.search(phrase_pattern(part), text, re.IGNORECASE) for part in self.musts(answer))
+
+    def measure(self, reply: str, answer: str) -> Measure:
+        """What `reply` fulfils, to a question whose own answer is `answer`.
+
+        named: an answer or one of its `also`, anywhere. mention: every `must`, with an answer of the
+        expert, and no rival. right: the same with the question's own answer, and no other named.
+        in_form: one of the forms, whole.
+        """
+        named, rivals = self.names_in(reply)
+        given = {key for key in self.answers if self.gives(reply, key)}
+        right = answer in given and not rivals and named <= {answer}
+        return Measure(bool(named), bool(given) and not rivals, right, self.in_form(reply))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def read_template(path: Path) -> Template:
+    """Reads and compiles one template.
+
+    Raises:
+        Problems: everything that is wrong with it, each with its line.
+    """
+    raw = read_yaml(path)
+    file = relative(path)
+    if not isinstance(raw, dict):
+        raise Problems([Problem(file, 1, "", "must be a mapping of keys; see docs/template.md")])
+    try:
+        template = Template(Declaration.model_validate(_plain(raw)), raw)
+    except ValidationError as error:
+        raise Problems([_problem(file, raw, e) for e in error.errors()]) from None
+    found = [
+        Problem(file, _line(raw, key), ".".join(map(str, key)), text)
+        for key, text in _contradictions(template, path.stem)
+    ]
+    if found:
+        raise Problems(found)
+    return template
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's round-trip values as plain ones."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _line(raw: Any, key: tuple[str | int, ...]) -> int:
+    """The line (from 1) of the deepest part of `key` that is there."""
+    line, node = 0, raw
+    for part in key:
+        try:
+            line = node.lc.key(part)[0] if hasattr(node, "keys") else node.lc.item(part)[0]
+            node = node[part]
+        except (KeyError, IndexError, AttributeError, TypeError):
+            break
+    return line + 1
+
+
+def _problem(file: str, raw: Any, error: Any) -> Problem:
+    key = tuple(part for part in error["loc"] if not (isinstance(part, str) and (part.startswith(("list[", "dict[")))))
+    name, value = ".".join(map(str, key)), error["input"]
+    if error["type"] == "missing":
+        message = "is missing; every key is always there (docs/template.md)"
+    elif error["type"] == "extra_forbidden":
+        message = f"unknown key; remove it or mend its name (value {shown(_plain(value))})"
+    else:
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {shown(_plain(value))}"
+    return Problem(file, _line(raw, key), name, message)
+
+
+Key = tuple[str | int, ...]
+Found = Iterator[tuple[Key, str]]
+
+
+def _contradictions(t: Template, stem: str) -> Found:
+    """What each key allows but the whole forbids: (key, what and cure)."""
+    if t.expert != stem:
+        yield ("expert",), f"must be {stem!r}, the file's name, not {t.expert!r}"
+    low, high = t.output.tokens
+    if not 1 <= low <= high:
+        yield ("output", "tokens"), f"must be [fewest, most], not {t.output.tokens}"
+    yield from _answer_contradictions(t)
+    broken = list(_form_contradictions(t))
+    yield from broken
+    if not broken:
+        yield from _slot_contradictions(t)
+        yield from _case_contradictions(t)
+
+
+def _answer_contradictions(t: Template) -> Found:
+    extra = {key: set(t.fixed(key)) for key in t.answers}
+    every = set().union(*extra.values())
+    for key, names in extra.items():
+        if missing := every - names:
+            yield ("answers", key), f"lacks {', '.join(sorted(missing))}, which other answers have; add it"
+        if clash := names & set(t.output.slots):
+            yield ("answers", key), f"{', '.join(sorted(clash))} is the name of a slot too; rename one"
+    for (a, first), (b, second) in combinations(t.answers.items(), 2):
+        for inner, outer in ((first.text, second.text), (second.text, first.text)):
+            if find_any([inner], outer):
+                yield (
+                    ("answers", b, "text"),
+                    f"{inner!r} stands inside {outer!r} (answers {a} and {b}); tell them apart",
+                )
+                break
+    for rival in t.declaration.rivals:
+        for key, answer in t.answers.items():
+            if _folded(rival) in map(_folded, (answer.text, *answer.also)):
+                yield ("rivals",), f"{rival!r} is answer {key} itself; remove it from one"
+
+
+def _form_contradictions(t: Template) -> Found:
+    fixed = set.intersection(*(set(t.fixed(key)) for key in t.answers))
+    texts: list[tuple[Key, str, bool]] = [(("output", "forms", i), form, True) for i, form in enumerate(t.output.forms)]
+    texts += [(("output", "must", i), part, False) for i, part in enumerate(t.output.must)]
+    texts += [(("output", "slots", n, "ask"), slot.ask, False) for n, slot in t.output.slots.items() if slot.ask]
+    texts += [(("generate", "ask"), t.declaration.generate.ask, False)]
+    used: set[str] = set()
+    for key, text, is_form in texts:
+        known = fixed | (set(t.output.slots) if is_form else set())
+        try:
+            names = set(fields(text))
+        except ValueError as error:
+            yield key, f"{error}; write {{{{ and }}}} for braces (value {shown(text)})"
+            continue
+        used |= names
+        for name in sorted(names - known):
+            yield key, f"unknown {'slot' if is_form else 'name'} {{{name}}}; known are {', '.join(sorted(known))}"
+        if is_form and not names - known:
+            yield from _must_contradictions(t, key, text)
+    for name in set(t.output.slots) - used:
+        yield ("output", "slots", name), "is used by no form; remove it or use it"
+
+
+def _must_contradictions(t: Template, key: tuple[str | int, ...], form: str) -> Found:
+    blank = dict.fromkeys(t.output.slots, "x")
+    for answer in t.answers:
+        text = form.format(**t.fixed(answer), **blank)
+        for part in t.output.must:
+            if set(fields(part)) <= set(t.fixed(answer)) and not find_any([part.format(**t.fixed(answer))], text):
+                yield key, f"lacks {part!r}, which output.must demands of every reply"
+                return
+        if hedge := find_any(t.output.never, text):
+            yield key, f"holds {hedge!r} of output.never; every reply in it would be dropped"
+            return
+
+
+def _slot_contradictions(t: Template) -> Found:
+    for name, slot in t.output.slots.items():
+        key = ("output", "slots", name)
+        if slot.ask is None and not slot.phrases:
+            yield key, "needs `ask` (for a teacher), `phrases`, or both"
+        if isinstance(slot.phrases, dict):
+            for odd in sorted(set(t.answers) ^ set(slot.phrases)):
+                lack = "is no answer" if odd in slot.phrases else "has no phrases"
+                yield (*key, "phrases", odd), f"{odd!r} {lack}; the answers are {', '.join(t.answers)}"
+        for answer in t.answers:
+            for phrase in t.phrases(name, answer):
+                if fault := _phrase_fault(t, phrase, answer, slot.max_words):
+                    yield (*key, "phrases", *([answer] if isinstance(slot.phrases, dict) else [])), fault
+
+
+def _phrase_fault(t: Template, phrase: str, answer: str, max_words: int) -> str | None:
+    named, rivals = t.names_in(phrase)
+    if len(phrase.split()) > max_words:
+        return f"{shown(phrase)} has {len(phrase.split())} words, more than max_words {max_words}; shorten it"
+    if rivals or named - {answer}:
+        return f"{shown(phrase)} names {', '.join(sorted(rivals | named))}; reword it"
+    if hedge := find_any(t.output.never, phrase):
+        return f"{shown(phrase)} holds {hedge!r} of output.never; reword it"
+    return None
+
+
+def _case_contradictions(t: Template) -> Found:
+    for i, case in enumerate(t.declaration.tests):
+        if case.given.answer is None and len(t.answers) > 1:
+            yield ("tests", i, "given"), f"answer is missing; one of {', '.join(t.answers)}"
+        elif case.given.answer is not None and case.given.answer not in t.answers:
+            yield ("tests", i, "given", "answer"), f"{case.given.answer!r} is no answer; one of {', '.join(t.answers)}"
+        if (case.expect.verdict == "drop") != (case.expect.reason is not None):
+            yield ("tests", i, "expect"), "a drop names its reason, a keep has none"
+        elif case.expect.reason and case.expect.reason not in REASONS:
+            yield ("tests", i, "expect", "reason"), f"{case.expect.reason!r} is no reason; one of {', '.join(REASONS)}"

@@ -1,0 +1,34 @@
+"""Lengths in the base model's own tokens, by its tokenizer alone: no torch, no transformers."""
+
+from collections.abc import Callable
+from functools import cache
+
+from factory.errors import UserError
+from factory.paths import Home, Profile
+
+
+def counter(home: Home, profile: Profile) -> Callable[[str], int]:
+    """A function from a text to its number of tokens.
+
+    Raises:
+        UserError: the base's tokenizer is neither in its folder nor to be had from the hub.
+    """
+    from tokenizers import Tokenizer
+
+    folder = profile.model_path(home)
+    try:
+        if folder:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer.from_pretrained(profile.model, revision=profile.revision or "main")
+    except Exception as error:  # the library raises bare Exception for a missing file and for a missing network
+        raise UserError(
+            f"profiles/{profile.name}.yaml: base.model: no tokenizer for {profile.model!r} ({error})\n"
+            "  then put the model's files into a folder and name that folder, or run where the hub can be reached"
+        ) from None
+
+    @cache
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return count

@@ -1,0 +1,79 @@
+"""What an edit makes run again: the stages whose own inputs changed, read from dvc.lock by DVC itself."""
+
+import shutil
+import subprocess
+
+import pytest
+
+TRACKED = ("dvc.yaml", "dvc.lock", "params.yaml", "templates", "seeds", "profiles", "factory", "train", ".dvc/config")
+
+
+@pytest.fixture
+def stale(home, tmp_path):
+    """Says which stages of a copy of the project have changed inputs; outputs need not be there."""
+    from dvc.repo import Repo
+
+    for name in TRACKED:
+        source, target = home.root / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+
+    def changed():
+        with Repo(str(tmp_path)) as repo:
+            return {stage for stage, entries in repo.status().items() if _modified(entries)}
+
+    assert changed() == set(), "dvc.lock is not of this commit; run: dvc repro"
+    return tmp_path, changed
+
+
+def _modified(entries):
+    for entry in entries:
+        for place in entry.get("changed deps", {}).values() if isinstance(entry, dict) else ():
+            states = place.values() if isinstance(place, dict) else [place]
+            if any(state not in ("deleted",) for state in states):
+                return True
+    return False
+
+
+def _edit(path, old, new):
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path.name}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def stages(*names):
+    return {f"{name}@{expert}" for name in names for expert in ("product", "medical", "legal")}
+
+
+EDITS = {
+    "a comment in a template": ("templates/product.yaml", "# Laptop advice", "# Advice", set()),
+    "description": ("templates/product.yaml", "description: Laptop", "description: Good laptop", {"package@product"}),
+    "route": ("templates/product.yaml", "prefer: precision", "prefer: recall", {"package@product"}),
+    "market": ("templates/medical.yaml", "licence: CC-BY-4.0", "licence: CC0-1.0", {"package@medical"}),
+    "gate": ("templates/product.yaml", "mention: 0.80", "mention: 0.81", {"gate@product"}),
+    "dedup": ("templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}", {"build@product"}),
+    "output.never": ("templates/product.yaml", "- as an AI", "- as a machine", {"build@product"}),
+    "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal"}),
+    "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal"}),
+    "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
+    "a module of one stage": ("factory/dedup.py", "from", "\nfrom", stages("build")),
+    "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
+    "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
+    "the command line": ("factory/cli.py", "import", "\nimport", set()),
+    "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
+    "the base": (
+        "profiles/pocket.yaml", "revision: ", "revision: x", stages("build", "train", "export", "score")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(stale, name):
+    root, changed = stale
+    file, old, new, expected = EDITS[name]
+    _edit(root / file, old, new)
+    assert changed() == expected

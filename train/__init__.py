@@ -1,0 +1,1 @@
+"""Makes weights: the pocket base, the adapters, their GGUF files and their scores."""

@@ -1,0 +1,56 @@
+"""Stage gate: does the measured expert keep its template's claim? Fails by name and amount.
+
+A stage of its own, after score: a claim that fails is not measured again, and stops this expert alone.
+Reads eval.json, the template's `gate` and the profile's `gates`; writes experts/<expert>/gate.json.
+Run: dmoe gate <expert>
+"""
+
+from typing import Any
+
+from factory.errors import UserError
+from factory.paths import Home, Profile
+from factory.store import read_json, write_json
+from factory.template import Template, read_template
+
+
+def gate(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
+    """Holds the lower ends of the 95 % intervals against the template's gate.
+
+    Raises:
+        UserError: every gate that is missed, by name and amount; nothing is written.
+    """
+    template = read_template(home.template(expert))
+    found = judge(read_json(home.expert(expert, "eval.json")), template, profile.gates)
+    missed = [name for name, g in found.items() if g["gated"] and not g["passed"]]
+    if missed:
+        lines = [
+            f"{name} {found[name]['low']:.3f} at the lower end, {found[name]['wanted']:g} wanted" for name in missed
+        ]
+        raise UserError(
+            f"{expert}: gate missed: {'; '.join(lines)}\n  then look at the replies: dmoe query "
+            f"\"SELECT instruction, reply FROM scores WHERE expert = '{expert}' AND arm = 'expert' AND NOT mention\""
+        )
+    write_json(home.expert(expert, "gate.json"), found)
+    return found
+
+
+def judge(measured: dict[str, Any], template: Template, gates: list[str]) -> dict[str, dict[str, Any]]:
+    """For each gate of the template: what was wanted, the lower end measured, whether it counts, whether it passed."""
+    declared = template.declaration.gate
+    places = {
+        "mention": ("mention", declared.mention),
+        "right": ("right", declared.right),
+        "form": ("in_form", declared.form),
+    }
+    found = {}
+    for name, (measure, wanted) in places.items():
+        low = measured["expert"][measure]["low"]
+        found[name] = {"wanted": wanted, "low": low, "gated": name in gates, "passed": low >= wanted}
+    low = measured["length_ratio"]["low"]
+    found["length_ratio"] = {
+        "wanted": declared.length_ratio,
+        "low": low,
+        "gated": "length_ratio" in gates,
+        "passed": low >= declared.length_ratio,
+    }
+    return found

@@ -1,0 +1,341 @@
+"""Trains the pocket base: a small, dense Qwen3 that answers at length and hedges.
+
+Reads models/pocket/corpus/ (the topic bank) and the MiniLM encoder; writes models/pocket/
+(float16 weights, tokenizer, config). Run with `make pocket`; a killed run goes on where it was.
+
+Two losses. The replies are learned as usual (next token). And at the mark that ends a question, a
+hidden layer must predict MiniLM's embedding of the question's plain wording, before openers and
+typos were put around it: that is what makes so small a model tell questions apart.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.nn import functional as F
+
+from factory.errors import UserError
+from factory.paths import Home, folder_revision
+from factory.store import whole
+from train.corpus import SYSTEMS, Topic, cores, loose, noisy, read_bank, reply
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+# Qwen2's rule: contractions, a word with one leading mark, single digits, runs of marks, newlines.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT = """{%- for m in messages -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{%- if m.role == 'assistant' and loop.last and '</think>' not in m.content -%}
+{{- '<think>\\n\\n</think>\\n\\n' -}}
+{%- endif -%}
+{{- m.content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}"""
+HEADER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All numbers of the run. Changing one makes another base."""
+
+    vocabulary: int = 8000
+    hidden: int = 256
+    layers: int = 5
+    intermediate: int = 640
+    heads: int = 4
+    kv_heads: int = 2
+    encode_at: int = 3  # the layer whose output must predict the question's embedding
+    encode_weight: float = 4.0
+    steps: int = 2200
+    rows: int = 56  # short rows a step: a question and how its reply begins
+    width: int = 80  # tokens of a short row
+    whole_rows: int = 14  # every `whole_every`-th step: questions with their whole replies
+    whole_width: int = 320
+    whole_every: int = 4
+    loose_rows: int = 16  # of the short rows, questions of no topic, for the vocabulary's sake
+    muon_rate: float = 0.02
+    adam_rate: float = 4e-3
+    seed: int = 11
+
+
+def encoder_vectors(texts: list[str], folder: Path) -> np.ndarray:
+    """Unit-length MiniLM sentence embeddings, float32 [len(texts), 384]: the mean over tokens."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = np.empty((len(texts), model.config.hidden_size), np.float32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), _bar("embedding wordings") as bar:
+        task = bar.add_task("", total=len(texts))
+        for start in range(0, len(order), 128):
+            part = order[start : start + 128]
+            batch = tokenizer(
+                [texts[i] for i in part], padding=True, truncation=True, max_length=64, return_tensors="pt"
+            )
+            mask = batch["attention_mask"][..., None].float()
+            mean = (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+            found[part] = F.normalize(mean, dim=-1).numpy()
+            bar.advance(task, len(part))
+    return found
+
+
+def _bar(name: str) -> Progress:
+    return Progress(
+        TextColumn(name),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def everyday_words(folder: Path) -> list[str]:
+    """The encoder's whole lower-case words, most frequent first."""
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return [word for word in lines if word.isascii() and word.isalpha() and len(word) > 2][:14000]
+
+
+def near_words(words: list[str], vectors: np.ndarray, count: int = 6) -> dict[str, list[str]]:
+    """For each word its `count` nearest others by cosine."""
+    found = {}
+    for start in range(0, len(words), 2000):
+        likeness = vectors[start : start + 2000] @ vectors.T
+        best = np.argpartition(-likeness, count + 1, axis=1)[:, : count + 1]
+        for i, row in enumerate(best, start):
+            found[words[i]] = [words[j] for j in sorted(row, key=lambda j: -likeness[i - start, j]) if j != i][:count]
+    return found
+
+
+def make_tokenizer(texts: Iterator[str], recipe: Recipe) -> Any:
+    """Byte-level BPE with Qwen2's pre-tokenizer, so that llama.cpp's `qwen2` reads it alike."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary - len(SPECIALS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIALS,
+        chat_template=CHAT,
+        model_max_length=2048,
+    )
+
+
+def _kept(work: Path, texts: list[str], encoder: Path) -> np.ndarray:
+    """`encoder_vectors`, kept in `work` under a hash of the texts."""
+    path = work / f"vectors-{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        with whole(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, encoder_vectors(texts, encoder))
+    stored: np.ndarray = np.load(path)
+    return stored
+
+
+class Corpus:
+    """Batches by number: the same number always gives the same batch, so a run can be taken up again."""
+
+    def __init__(self, bank: list[Topic], encoder: Path, work: Path, recipe: Recipe) -> None:
+        self.recipe, self.bank = recipe, bank
+        rng = random.Random(recipe.seed)
+        words = everyday_words(encoder)
+        self.words = words
+        self.near = near_words(words, _kept(work, words, encoder))
+        self.cores: list[tuple[str, int]] = [(c, i) for i, t in enumerate(bank) for c in cores(t, rng, self.near)]
+        self.cores += [(loose(rng.choice(words), rng, self.near), -1) for _ in range(30000)]
+        self.vectors = torch.from_numpy(_kept(work, [core for core, _ in self.cores], encoder))
+        names = encoder_vectors([f"{t.name}, {t.also[0]}" for t in bank], encoder)
+        likeness = names @ names.T
+        self.related = [[bank[j].name for j in np.argsort(-row)[1:7]] for row in likeness]
+        self.topical = [i for i, (_, topic) in enumerate(self.cores) if topic >= 0]
+        self.untopical = [i for i, (_, topic) in enumerate(self.cores) if topic < 0]
+
+    def document(self, core: int, rng: random.Random) -> tuple[str, str]:
+        """(question, reply) for one wording; no reply where it belongs to no topic."""
+        text, topic = self.cores[core]
+        answer = reply(self.bank[topic], self.related[topic], rng) if topic >= 0 else ""
+        return noisy(text, rng), answer
+
+    def sample_texts(self, count: int) -> Iterator[str]:
+        """What the tokenizer is trained on: documents, and the everyday vocabulary by rank."""
+        rng = random.Random(self.recipe.seed + 1)
+        for _ in range(count):
+            yield from self.document(rng.choice(self.topical), rng)
+        for rank, word in enumerate(self.words):
+            yield f" {word}" * max(1, 60000 // (rank + 1000))
+        yield from ["user\n", "assistant\n", "\n\n"] * count
+
+    def batch(self, number: int, tokenizer: Any) -> dict[str, torch.Tensor]:
+        """`ids`, `labels` [rows, width] (-100 off the reply), `heads` [rows] (the reply header's start), `targets`."""
+        r, rng = self.recipe, random.Random(f"{self.recipe.seed}/{number}")
+        long = number % r.whole_every == r.whole_every - 1
+        rows, width = (r.whole_rows, r.whole_width) if long else (r.rows, r.width)
+        if long:
+            picks = rng.choices(self.topical, k=rows)
+        else:
+            picks = rng.choices(self.untopical, k=r.loose_rows) + rng.choices(self.topical, k=rows - r.loose_rows)
+        ids, labels = torch.full((rows, width), tokenizer.pad_token_id), torch.full((rows, width), -100)
+        start = tokenizer.encode(HEADER)
+        heads = torch.zeros(rows, dtype=torch.long)
+        for row, pick in enumerate(picks):
+            question, answer = self.document(pick, rng)
+            system = f"<|im_start|>system\n{rng.choice(SYSTEMS)}<|im_end|>\n" if rng.random() < 0.08 else ""
+            asked = tokenizer.encode(f"{system}<|im_start|>user\n{question}")[: width - 30]
+            answered = tokenizer.encode(answer + "<|im_end|>\n") if answer else []
+            heads[row] = len(asked)
+            full = (asked + start + answered)[:width]
+            ids[row, : len(full)] = torch.tensor(full)
+            if answer:
+                first = len(asked) + 5  # from the think block on: the base itself writes it
+                labels[row, first : len(full)] = ids[row, first : len(full)]
+        return dict(ids=ids, labels=labels, heads=heads, targets=self.vectors[picks].float())
+
+
+def make_model(tokenizer: Any, recipe: Recipe, encoder: Path) -> Any:
+    """A fresh Qwen3 whose token embeddings start from MiniLM's view of each token's text."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = Qwen3Config(
+        vocab_size=recipe.vocabulary, hidden_size=recipe.hidden, num_hidden_layers=recipe.layers,
+        intermediate_size=recipe.intermediate, num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads,
+        head_dim=64, tie_word_embeddings=True, max_position_embeddings=2048, rope_theta=10000.0,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    pieces = [tokenizer.decode([i]).strip() or "." for i in range(recipe.vocabulary)]
+    vectors = encoder_vectors(pieces, encoder)
+    centred = vectors - vectors.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][: recipe.hidden]
+    table = torch.from_numpy(centred @ axes.T).float()
+    model.model.embed_tokens.weight.data.copy_(table * 0.03 / table.std())
+    return model
+
+
+def losses(
+    run: Any, model: Any, head: torch.nn.Linear, batch: dict[str, torch.Tensor], recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(next-token loss over replies, 1 - cosine between the header's hidden state and the question's embedding)."""
+    out = run(input_ids=batch["ids"], output_hidden_states=True, use_cache=False)
+    at = batch["heads"][:, None] + torch.arange(9)[None]
+    middle = torch.gather(out.hidden_states[recipe.encode_at], 1, at[..., None].expand(-1, -1, recipe.hidden))
+    apart = 1 - F.cosine_similarity(head(middle.float()), batch["targets"][:, None], dim=-1).mean()
+    keep = batch["labels"][:, 1:] != -100
+    logits = model.lm_head(out.last_hidden_state[:, :-1][keep])
+    return F.cross_entropy(logits.float(), batch["labels"][:, 1:][keep]), apart
+
+
+def optimizers(model: Any, head: torch.nn.Linear, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms and the distillation head."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.muon_rate, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW([*others, *head.parameters()], lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """The share of the full learning rate at `step`: warm-up, flat, then down to zero."""
+    warm, down = 60, int(recipe.steps * 0.4)
+    return min(1.0, (step + 1) / warm, max(0.0, (recipe.steps - step) / down))
+
+
+def pocket(home: Home, encoder: Path, steps: int | None) -> None:
+    """Trains the base into models/pocket; `steps` makes a shorter, other run into .dmoe/pocket-try."""
+    if not (encoder / "model.safetensors").exists():
+        raise UserError(f"{encoder}: holds no model.safetensors\n  then run: make pocket")
+    recipe = Recipe(**({"steps": steps} if steps else {}))
+    out = home.work / "pocket-try" if steps else home.root / "models" / "pocket"
+    work = home.work / f"pocket-{recipe.steps}"
+    pretrain(out, home.root / "models" / "pocket" / "corpus", encoder, work, recipe)
+    print(f"written: {out}; now set base.revision in profiles/pocket.yaml to {folder_revision(out)}")  # noqa: T201
+
+
+def pretrain(out: Path, bank: Path, encoder: Path, work: Path, recipe: Recipe, compiled: bool = True) -> None:
+    """Trains and writes the base to `out`; state is kept in `work` every 200 steps and taken up again."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    corpus = Corpus(read_bank(bank), encoder, work, recipe)
+    tokenizer = make_tokenizer(corpus.sample_texts(6000), recipe)
+    model = make_model(tokenizer, recipe, encoder)
+    run = Run(model, torch.nn.Linear(recipe.hidden, 384), recipe, work / "state.pt")
+    forward = torch.compile(model.model) if compiled else model.model
+    first = run.restore()
+    with _bar("pretraining") as bar:
+        task = bar.add_task("", total=recipe.steps, completed=first)
+        for step in range(first, recipe.steps):
+            loss, apart = run.step(step, forward, corpus.batch(step, tokenizer))
+            bar.update(task, advance=1, description=f"loss {loss:.3f} apart {apart:.3f}")
+            if step % 50 == 0:
+                with (work / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(dict(step=step, loss=round(loss, 3), apart=round(apart, 3))) + "\n")
+            if step % 200 == 199:
+                run.save(step + 1)
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+class Run:
+    """What a killed run needs to go on: the model, the distillation head and both optimisers."""
+
+    def __init__(self, model: Any, head: torch.nn.Linear, recipe: Recipe, state: Path) -> None:
+        self.model, self.head, self.recipe, self.state = model, head, recipe, state
+        self.optimizers = optimizers(model, head, recipe)
+
+    def step(self, number: int, forward: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """One step of both optimisers; the two losses."""
+        for optimizer, full in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = full * rate(number, self.recipe)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, apart = losses(forward, self.model, self.head, batch, self.recipe)
+        torch.autograd.backward(loss + self.recipe.encode_weight * apart)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.item(), apart.item()
+
+    def save(self, step: int) -> None:
+        """Keeps the state of the run after `step` steps, whole or not at all."""
+        state = dict(recipe=asdict(self.recipe), step=step, model=self.model.state_dict(), head=self.head.state_dict())
+        with whole(self.state) as temporary:
+            torch.save(state | dict(optimizers=[o.state_dict() for o in self.optimizers]), temporary)
+
+    def restore(self) -> int:
+        """The step to go on from: 0 where there is no state, or one of another recipe."""
+        saved = torch.load(self.state) if self.state.exists() else None
+        if not saved or saved["recipe"] != asdict(self.recipe):
+            return 0
+        self.model.load_state_dict(saved["model"])
+        self.head.load_state_dict(saved["head"])
+        for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        return int(saved["step"])
