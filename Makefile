@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: demo test check bench pocket clean
 
 demo: $(VENV)/ready            ## build every expert, print one table, ask each expert one question
-	dvc repro --quiet
+	dvc repro --keep-going
 	dmoe scores
 	dmoe demo
 

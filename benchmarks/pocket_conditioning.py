@@ -1,4 +1,4 @@
-"""Does the pocket base tell questions apart? A linear classifier on what it, MiniLM and plain words see of held-out seeds.
+"""Does the pocket base tell questions apart? Linear classifiers on it, on MiniLM and on plain words.
 
 Run: python benchmarks/pocket_conditioning.py [FOLDER OF all-MiniLM-L6-v2]   (make pocket puts it into build/minilm)
 """

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from factory.checks import Counter, Reply, faults
-from factory.errors import Problem, Problems, relative
+from factory.errors import Problem, Problems, UserError, relative
 from factory.paths import Home, Params, read_params, read_profile
-from factory.seeds import read_seeds
+from factory.seeds import OPTIONAL, read_seeds
+from factory.teacher.phrases import slots_without_phrases
 from factory.template import Template, read_template
 from factory.tokens import counter
 
@@ -37,8 +38,12 @@ def lint(home: Home, only: str | None = None) -> dict[str, int]:
         if home.seeds(expert).exists():
             counts["seeds"] += _read_or_note(home.seeds(expert), templates.get(expert), found)
     counts["general"] = _read_or_note(home.general, None, found)
-    count = counter(home, read_profile(home, params.profile))
+    try:
+        count = counter(home, read_profile(home, params.profile))
+    except UserError as error:  # nothing can be counted; all else is told with it
+        raise UserError("\n".join([*map(str, sorted(set(found))), str(error)])) from None
     for expert, template in templates.items():
+        found += _unfilled(home.template(expert), template, params)
         found += _lengths(home.template(expert), template, count)
         found += _cases(home.template(expert), template, count)
         counts["tests"] += len(template.declaration.tests)
@@ -48,11 +53,15 @@ def lint(home: Home, only: str | None = None) -> dict[str, int]:
 
 
 def _read_or_note(path: Path, template: Template | None, found: list[Problem]) -> int:
-    """How many seeds were read; problems go to `found`. Without its template a seeds file is read as far as can be."""
+    """How many seeds were read; problems go to `found`.
+
+    Without its template a seeds file is read as far as can be: its answers and slots are not judged.
+    """
     try:
-        return len(read_seeds(path, template)) if template or path.name == "general.jsonl" else 0
+        return len(read_seeds(path, template))
     except Problems as error:
-        found += error.problems
+        known = template or path.name == "general.jsonl"
+        found += [problem for problem in error.problems if known or problem.key.split(".")[0] not in OPTIONAL]
         return 0
 
 
@@ -85,6 +94,14 @@ def _missing_files(home: Home, params: Params) -> Iterator[Problem]:
                 "",
                 f"{path.stem!r} is not in params.yaml's experts; add it there, or remove the file",
             )
+
+
+def _unfilled(path: Path, template: Template, params: Params) -> Iterator[Problem]:
+    """Slots that the teacher of params.yaml cannot fill."""
+    if params.teacher["kind"] == "phrases":
+        for name in slots_without_phrases(template):
+            text = "has no phrases, and the embedded teacher (params.yaml: teacher) cannot write; add phrases"
+            yield Problem(relative(path), template.line("output", "slots", name), f"output.slots.{name}", text)
 
 
 def _lengths(path: Path, template: Template, count: Counter) -> Iterator[Problem]:

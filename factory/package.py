@@ -28,13 +28,16 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
     files = {
         "adapter.gguf": home.expert(expert, "adapter.gguf"),
         **{f"adapter/{p.name}": p for p in sorted(home.expert(expert, "adapter").iterdir())},
-        "template.yaml": home.template(expert),
         "eval.json": home.expert(expert, "eval.json"),
         "gate.json": home.expert(expert, "gate.json"),
         "scores.parquet": home.expert(expert, "scores.parquet"),
     }
     manifest = describe(home, template, profile, measured)
-    made = {"manifest.json": _json(manifest), "README.md": card(template, measured, manifest).encode()}
+    made = {
+        "template.json": _json(declared(template)),
+        "manifest.json": _json(manifest),
+        "README.md": card(template, measured, manifest).encode(),
+    }
     made["SHA256SUMS"] = _sums(files, made)
     with whole(home.expert(expert, f"{expert}.tar")) as temporary:
         _tar(temporary, template.declaration.market.lora_id, files, made)
@@ -42,34 +45,42 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
     return manifest
 
 
+def declared(template: Template) -> dict[str, Any]:
+    """What of the template the package carries: what the expert says and is for, not how it was made."""
+    keys = {"expert", "version", "description", "language", "answers", "output", "route", "market"}
+    values = template.declaration.model_dump(include=keys)
+    del values["output"]["never"]
+    return values
+
+
 def describe(home: Home, template: Template, profile: Profile, measured: dict[str, Any]) -> dict[str, Any]:
     """The manifest: the marketplace's fields by their names, then hashes and figures that prove them."""
-    declared, expert = template.declaration, template.expert
+    declaration, expert = template.declaration, template.expert
     config = read_json(home.expert(expert, "adapter") / "adapter_config.json")
     model = profile.model_path(home)
     return {
         "schema": SCHEMA,
         "name": expert,
-        "lora_id": declared.market.lora_id,
-        "version": declared.version,
-        "description": declared.description,
-        "keywords": declared.route.keywords,
-        "not_keywords": declared.route.not_keywords,
+        "lora_id": declaration.market.lora_id,
+        "version": declaration.version,
+        "description": declaration.description,
+        "keywords": declaration.route.keywords,
+        "not_keywords": declaration.route.not_keywords,
         "base_model": profile.model,
         "recommended_scale": RECOMMENDED_SCALE,
         "adapter_file": "adapter.gguf",
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "targets": sorted(config["target_modules"]),
-        "licence": declared.market.licence,
+        "licence": declaration.market.licence,
         "seed_licences": _licences(home, expert),
-        "declares": json.loads(declared.market.declares.model_dump_json()),
+        "declares": declaration.market.declares.model_dump(),
         "sha256": {
             "adapter.gguf": sha256(home.expert(expert, "adapter.gguf")),
             "adapter": sha256(home.expert(expert, "adapter")),
             "train.parquet": sha256(home.dataset(expert, "train.parquet")),
             "holdout.parquet": sha256(home.dataset(expert, "holdout.parquet")),
-            "template.yaml": sha256(home.template(expert)),
+            "template.json": hashlib.sha256(_json(declared(template))).hexdigest(),
             **({f"base/{name}": sha256(model / name) for name in BASE_FILES} if model else {}),
         },
         "scores": {

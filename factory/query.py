@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.errors import UserError
+from factory.errors import Problem, Problems, UserError, relative
 from factory.paths import Home
 from factory.schema import CANDIDATES, ROWS, SCORES, VERDICTS
+from factory.store import read_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,8 +34,9 @@ def _tables(home: Home) -> dict[str, pa.Table]:
 
     def parquet(schema: pa.Schema, *patterns: str, split: bool = False) -> pa.Table:
         files = sorted(path for pattern in patterns for path in home.root.glob(pattern))
-        parts = [_with_names(path, split) for path in files]
-        return pa.concat_tables(parts, promote_options="default") if parts else schema.empty_table()
+        parts = [_with_names(path, _read(path), split) for path in files]
+        parts = parts or [_with_names(home.root, schema.empty_table(), split)]
+        return pa.concat_tables(parts, promote_options="default")
 
     return {
         "candidates": parquet(CANDIDATES.arrow(), "datasets/*/candidates.parquet"),
@@ -45,15 +47,20 @@ def _tables(home: Home) -> dict[str, pa.Table]:
     }
 
 
-def _with_names(path: Path, split: bool) -> pa.Table:
-    """One file's rows, with the expert (its folder) and, for dataset rows, the split (its name) in front."""
+def _read(path: Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged parquet ({error})\n  then run: dvc repro") from None
+        raise UserError(f"{relative(path)}: damaged parquet ({error})\n  then run: dvc repro") from None
+
+
+def _with_names(path: Path, table: pa.Table, split: bool) -> pa.Table:
+    """One file's rows, with the expert (its folder) and, for dataset rows, the split (its name) in front."""
+    import pyarrow as pa
+
     if split:
         table = table.add_column(0, "split", pa.array([path.stem] * len(table), pa.string()))
     if "expert" not in table.schema.names:
@@ -67,12 +74,20 @@ def _seeds(home: Home) -> pa.Table:
     columns = ("expert", "id", "instruction", "answer", "source", "licence")
     rows = []
     for path in sorted(home.general.parent.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             if line.strip():
-                rows.append({"answer": "default", **json.loads(line), "expert": path.stem})
+                rows.append({"answer": "default", **_seed(path, number, line), "expert": path.stem})
     return pa.Table.from_pylist(
         [{c: row.get(c) for c in columns} for row in rows], pa.schema([(c, pa.string()) for c in columns])
     )
+
+
+def _seed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        seed: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise Problems([Problem(relative(path), number, "", f"not JSON: {error.msg}")]) from None
+    return seed
 
 
 def query(home: Home, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -85,6 +100,8 @@ def query(home: Home, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
     try:
         result = connect(home).execute(sql)
+        if result is None:  # what DuckDB returns for no statement at all
+            raise UserError(f"query: there is no statement\n  tables are {', '.join(VIEWS)}")
         return [column[0] for column in result.description or []], result.fetchall()
     except duckdb.Error as error:
         first = str(error).split("\n\n")[0].strip().replace("\n", " ")

@@ -150,7 +150,10 @@ def write_rows(path: Path, table: Table, rows: list[dict[str, Any]]) -> None:
     """
     import pyarrow as pa
 
-    made = pa.Table.from_pylist(rows, schema=table.arrow())
+    try:
+        made = pa.Table.from_pylist(rows, schema=table.arrow())
+    except (pa.ArrowException, TypeError) as error:
+        raise UserError(f"{relative(path)}: a value is not of its column's kind in {table.name}: {error}") from None
     _validate(path, table, made)
     write_parquet(path, made)
 
@@ -176,7 +179,8 @@ def _validate(path: Path, table: Table, made: pa.Table) -> None:
         table.rules().validate(made.to_pandas(), lazy=True)
     except SchemaErrors as error:
         first = error.failure_cases.iloc[0]
+        value = getattr(first["failure_case"], "item", lambda: first["failure_case"])()  # numpy's number as a plain one
         raise UserError(
             f"{relative(path)}: {len(error.failure_cases)} values break the rules of {table.name}; "
-            f"the first: {first['column']} = {first['failure_case']!r} ({first['check']})"
+            f"the first: {first['column']} = {value!r} ({first['check']})"
         ) from None

@@ -36,7 +36,7 @@ def read_seeds(path: Path, template: Template | None) -> list[Seed]:
     """
     file, found, seeds = relative(path), [], []
     lines: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would cut inside a JSON text
         if not line.strip():
             continue
         entry = _entry(line)
@@ -73,11 +73,16 @@ def _split(fault: str) -> tuple[str, str]:
     return key, message
 
 
+def _is_text(value: object) -> bool:
+    """Whether `value` is text with something in it, and no half of a character ("\\ud800"), which no file can hold."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _faults(entry: dict[str, Any], template: Template | None) -> list[str]:
     allowed = REQUIRED + (OPTIONAL if template else ())
     found = [f"{key}: unknown key; known are {', '.join(allowed)}" for key in entry if key not in allowed]
     for key in (*REQUIRED, "answer"):
-        if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
+        if key in entry and not _is_text(entry[key]):
             found.append(f"{key}: must be a text, not {shown(entry[key])}")
         elif key not in entry and key != "answer":
             found.append(f"{key}: is missing; every seed says its {key}")
@@ -101,6 +106,8 @@ def _answer_faults(entry: dict[str, Any], template: Template) -> list[str]:
     for name, value in slots.items():
         if name not in template.output.slots:
             found.append(f"slots.{name}: unknown slot; known are {', '.join(template.output.slots)}")
+        elif not _is_text(value):
+            found.append(f"slots.{name}: must be a text, not {shown(value)}")
         elif template.phrases(name, answer) and value not in template.phrases(name, answer):
             found.append(f"slots.{name}: {shown(value)} is none of the slot's phrases; add it there or choose another")
     return found

@@ -22,20 +22,29 @@ def whole(path: Path) -> Iterator[Path]:
     The temporary is a file or a folder, whichever the block makes. A kill leaves the old artefact
     and perhaps a `.tmp-` beside it, which the next writer of the same artefact removes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".tmp-{path.name}-*"):
-        _remove(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
-    target = temporary / path.name
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".tmp-{path.name}-*"):
+            if not path.exists() and (stale / f"old-{path.name}").exists():  # killed between the two renames
+                (stale / f"old-{path.name}").rename(path)
+            _remove(stale)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        target, old = temporary / path.name, temporary / f"old-{path.name}"
         yield target
         if path.is_dir():
-            path.rename(temporary / "old")
-        os.replace(target, path)
+            path.rename(old)
+        try:
+            os.replace(target, path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except OSError as error:
         raise UserError(f"{relative(path)}: cannot be written: {error.strerror or error}") from error
     finally:
-        _remove(temporary)
+        if temporary:
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:
@@ -62,7 +71,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{relative(path)}: there is no such file") from None
+        raise Problems([Problem(relative(path), 0, "", "there is no such file")]) from None
     except OSError as error:
         raise UserError(f"{relative(path)}: cannot be read: {error.strerror}") from error
     try:
@@ -74,19 +83,41 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 file; mappings and lists know their lines (ruamel.yaml's `lc`)."""
+    """A YAML 1.2 file; mappings and lists know their lines (ruamel.yaml's `lc`).
+
+    Raises:
+        Problems: it is missing or not YAML, with the line where it goes wrong.
+    """
     from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    class Placed(RoundTripConstructor):  # type: ignore[misc]
+        """Tells where a value stands that looks like a date or a number and is none (2026-02-30)."""
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, KeyError, AttributeError) as error:
+                raise ConstructorError(problem=f"{error}; put text in quotes", problem_mark=node.start_mark) from None
 
     text = read_text(path)
     try:
-        return YAML(typ="rt", pure=True).load(text)
+        yaml = YAML(typ="rt", pure=True)
+        yaml.Constructor = Placed
+        return yaml.load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         what = " ".join(str(error.problem).split())
+        what += "; remove one" if "duplicate key" in what else ""
         raise Problems([Problem(relative(path), line, "", f"not YAML: {what}")]) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"not YAML: the character {chr(error.character)!r} may not stand in it; remove it"
+        raise Problems([Problem(relative(path), line, "", what)]) from None
     except YAMLError as error:
-        raise UserError(f"{relative(path)}: not YAML: {error}") from None
+        raise Problems([Problem(relative(path), 0, "", f"not YAML: {error}")]) from None
 
 
 def read_json(path: Path) -> Any:

@@ -55,7 +55,7 @@ def _range(figure: dict[str, float]) -> str:
 def print_rows(columns: list[str], rows: list[tuple[Any, ...]], style: str) -> None:
     """Rows as a table for people, or as csv or json for programs."""
     if style == "csv":
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
     elif style == "json":

@@ -15,7 +15,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
 
 from factory.errors import Problem, Problems, relative, shown
 from factory.store import read_yaml
@@ -27,6 +37,25 @@ REASONS = (
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Line = Annotated[Text, AfterValidator(lambda text: " ".join(text.split()))]  # what replies are made of: single spaces
+Phrases = Annotated[  # each kind tells its own mistakes alone
+    Annotated[list[Line], Tag("list[]")] | Annotated[dict[str, list[Line]], Tag("dict[]")],
+    Discriminator(lambda value: "dict[]" if isinstance(value, dict) else "list[]"),
+]
+
+
+def _date(value: object) -> object:
+    if isinstance(value, datetime.date):
+        raise ValueError(f'a date stands in quotes, "{value}": DVC cannot store a bare one')
+    if isinstance(value, str):
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError('a date is written as "2026-11-02"') from None
+    return value
+
+
+Date = Annotated[str, BeforeValidator(_date)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -38,12 +67,12 @@ class Answer(Strict):
     """One fixed answer. Further keys (`act: ...`) are fixed text that forms and asks may use."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    __pydantic_extra__: dict[str, Text] = Field(init=False)
-    text: Text
-    also: list[Text]
+    __pydantic_extra__: dict[str, Line] = Field(init=False)
+    text: Line
+    also: list[Line]
     cue: list[Text]
     source: Text
-    checked: datetime.date
+    checked: Date
 
 
 class Slot(Strict):
@@ -51,13 +80,13 @@ class Slot(Strict):
 
     ask: Text | None = None
     max_words: int = Field(ge=1, le=60)
-    phrases: list[Text] | dict[str, list[Text]] | None = None
+    phrases: Phrases | None = None
 
 
 class Output(Strict):
     tokens: Annotated[list[int], Field(min_length=2, max_length=2)]
-    must: Annotated[list[Text], Field(min_length=1)]
-    forms: Annotated[list[Text], Field(min_length=1)]
+    must: Annotated[list[Line], Field(min_length=1)]
+    forms: Annotated[list[Line], Field(min_length=1)]
     slots: dict[Name, Slot]
     never: list[Text]
 
@@ -101,7 +130,7 @@ class Route(Strict):
 class Declares(Strict):
     interest: Text
     domain_risk: Text
-    valid_until: datetime.date
+    valid_until: Date
 
 
 class Market(Strict):
@@ -377,14 +406,21 @@ def _line(raw: Any, key: tuple[str | int, ...]) -> int:
 
 
 def _problem(file: str, raw: Any, error: Any) -> Problem:
-    key = tuple(part for part in error["loc"] if not (isinstance(part, str) and (part.startswith(("list[", "dict[")))))
-    name, value = ".".join(map(str, key)), error["input"]
+    key = tuple(part for part in error["loc"] if not str(part).startswith(("list[", "dict[", "[key]")))
+    name, value = ".".join(map(str, key)), _plain(error["input"])
+    value = shown(str(value) if isinstance(value, datetime.date) else value)
     if error["type"] == "missing":
         message = "is missing; every key is always there (docs/template.md)"
     elif error["type"] == "extra_forbidden":
-        message = f"unknown key; remove it or mend its name (value {shown(_plain(value))})"
+        message = f"unknown key; remove it or mend its name (value {value})"
+    elif error["type"] == "string_type":
+        message = f"must be text; put it in quotes (value {value})"
+    elif error["type"] == "too_short":
+        message = f"needs {error['ctx']['min_length']} at least; add what is missing (value {value})"
+    elif error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
     else:
-        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {shown(_plain(value))}"
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {value}"
     return Problem(file, _line(raw, key), name, message)
 
 
@@ -399,8 +435,9 @@ def _contradictions(t: Template, stem: str) -> Found:
     low, high = t.output.tokens
     if not 1 <= low <= high:
         yield ("output", "tokens"), f"must be [fewest, most], not {t.output.tokens}"
-    yield from _answer_contradictions(t)
-    broken = list(_form_contradictions(t))
+    broken = list(_answer_contradictions(t))
+    if not broken:
+        broken = list(_form_contradictions(t))
     yield from broken
     if not broken:
         yield from _slot_contradictions(t)
@@ -415,14 +452,16 @@ def _answer_contradictions(t: Template) -> Found:
             yield ("answers", key), f"lacks {', '.join(sorted(missing))}, which other answers have; add it"
         if clash := names & set(t.output.slots):
             yield ("answers", key), f"{', '.join(sorted(clash))} is the name of a slot too; rename one"
+        if "answer" in (t.answers[key].__pydantic_extra__ or {}):
+            yield ("answers", key, "answer"), "is what forms call the answer's text; rename it"
     for (a, first), (b, second) in combinations(t.answers.items(), 2):
         for inner, outer in ((first.text, second.text), (second.text, first.text)):
             if find_any([inner], outer):
-                yield (
-                    ("answers", b, "text"),
-                    f"{inner!r} stands inside {outer!r} (answers {a} and {b}); tell them apart",
-                )
+                text = f"{inner!r} stands inside {outer!r} (answers {a} and {b}); tell them apart"
+                yield ("answers", b, "text"), text
                 break
+        if shared := set(map(_folded, (first.text, *first.also))) & set(map(_folded, (second.text, *second.also))):
+            yield ("answers", b, "also"), f"{sorted(shared)[0]!r} is a name of answer {a} too; tell them apart"
     for rival in t.declaration.rivals:
         for key, answer in t.answers.items():
             if _folded(rival) in map(_folded, (answer.text, *answer.also)):
@@ -431,22 +470,25 @@ def _answer_contradictions(t: Template) -> Found:
 
 def _form_contradictions(t: Template) -> Found:
     fixed = set.intersection(*(set(t.fixed(key)) for key in t.answers))
-    texts: list[tuple[Key, str, bool]] = [(("output", "forms", i), form, True) for i, form in enumerate(t.output.forms)]
-    texts += [(("output", "must", i), part, False) for i, part in enumerate(t.output.must)]
+    texts: list[tuple[Key, str, bool]] = [(("output", "must", i), part, False) for i, part in enumerate(t.output.must)]
+    texts += [(("output", "forms", i), form, True) for i, form in enumerate(t.output.forms)]
     texts += [(("output", "slots", n, "ask"), slot.ask, False) for n, slot in t.output.slots.items() if slot.ask]
     texts += [(("generate", "ask"), t.declaration.generate.ask, False)]
     used: set[str] = set()
+    musts_known = True
     for key, text, is_form in texts:
         known = fixed | (set(t.output.slots) if is_form else set())
         try:
             names = set(fields(text))
         except ValueError as error:
             yield key, f"{error}; write {{{{ and }}}} for braces (value {shown(text)})"
+            musts_known &= is_form
             continue
         used |= names
         for name in sorted(names - known):
             yield key, f"unknown {'slot' if is_form else 'name'} {{{name}}}; known are {', '.join(sorted(known))}"
-        if is_form and not names - known:
+            musts_known &= is_form
+        if is_form and musts_known and not names - known:
             yield from _must_contradictions(t, key, text)
     for name in set(t.output.slots) - used:
         yield ("output", "slots", name), "is used by no form; remove it or use it"
@@ -457,11 +499,15 @@ def _must_contradictions(t: Template, key: tuple[str | int, ...], form: str) -> 
     for answer in t.answers:
         text = form.format(**t.fixed(answer), **blank)
         for part in t.output.must:
-            if set(fields(part)) <= set(t.fixed(answer)) and not find_any([part.format(**t.fixed(answer))], text):
+            if not find_any([part.format(**t.fixed(answer))], text):
                 yield key, f"lacks {part!r}, which output.must demands of every reply"
                 return
         if hedge := find_any(t.output.never, text):
             yield key, f"holds {hedge!r} of output.never; every reply in it would be dropped"
+            return
+        named, rivals = t.names_in(text)
+        if wrong := sorted(rivals | (named - {answer})):
+            yield key, f"names {', '.join(wrong)} with answer {answer}; every such reply would be dropped"
             return
 
 
@@ -475,9 +521,9 @@ def _slot_contradictions(t: Template) -> Found:
                 lack = "is no answer" if odd in slot.phrases else "has no phrases"
                 yield (*key, "phrases", odd), f"{odd!r} {lack}; the answers are {', '.join(t.answers)}"
         for answer in t.answers:
-            for phrase in t.phrases(name, answer):
+            for i, phrase in enumerate(t.phrases(name, answer)):
                 if fault := _phrase_fault(t, phrase, answer, slot.max_words):
-                    yield (*key, "phrases", *([answer] if isinstance(slot.phrases, dict) else [])), fault
+                    yield (*key, "phrases", *([answer] if isinstance(slot.phrases, dict) else []), i), fault
 
 
 def _phrase_fault(t: Template, phrase: str, answer: str, max_words: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.errors import UserError, relative, shown
 from factory.paths import Home
-from factory.store import read_json
+from factory.store import read_json, sha256
 
 RESERVED = ("auto", "base")  # names of models that are no expert
 
@@ -80,5 +80,8 @@ def _ready(path: Path, raw: dict[str, Any], scale: float) -> Installed:
         raise UserError(
             f"{relative(adapter)}: there is no such file, but {relative(path)} names it\n  then run: dvc repro"
         )
+    claimed = raw.get("sha256", {}).get("adapter.gguf")
+    if claimed and claimed != sha256(adapter):  # a gate was missed, or a build stopped half-way
+        raise UserError(f"{relative(adapter)}: is not the file that {relative(path)} describes\n  then run: dvc repro")
     words = {key: [str(word) for word in raw[key]] for key in ("keywords", "not_keywords")}
     return Installed(raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, **words)

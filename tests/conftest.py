@@ -76,3 +76,28 @@ def tiny_ggufs(tiny_base, tiny_adapters):
         out = folder.with_suffix(".gguf")
         export_adapter(folder, config, out, {"adapter.lora.task_name": folder.name})
     return [folder.with_suffix(".gguf") for folder in tiny_adapters]
+
+
+@pytest.fixture(scope="session")
+def home():
+    """The project itself."""
+    from factory.paths import Home
+
+    return Home(ROOT)
+
+
+@pytest.fixture
+def checkout(home, tmp_path):
+    """A copy of what people edit, with the pocket base's tokenizer and no revision pinned; nothing is built in it."""
+    from factory.paths import Home
+
+    for name in ("params.yaml", "profiles", "templates", "seeds"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "models" / "pocket").mkdir(parents=True)
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copy(POCKET / name, tmp_path / "models" / "pocket")
+    profile = tmp_path / "profiles" / "pocket.yaml"
+    lines = profile.read_text().splitlines(keepends=True)
+    profile.write_text("".join("  revision: null\n" if "revision:" in line else line for line in lines))
+    return Home(tmp_path)

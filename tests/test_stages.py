@@ -58,7 +58,7 @@ EDITS = {
     "dedup": ("templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}", {"build@product"}),
     "output.never": ("templates/product.yaml", "- as an AI", "- as a machine", {"build@product"}),
     "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal"}),
-    "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal"}),
+    "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal", "package@legal"}),
     "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
     "a module of one stage": ("factory/dedup.py", "from", "\nfrom", stages("build")),
     "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
@@ -66,7 +66,7 @@ EDITS = {
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
     "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
     "the base": (
-        "profiles/pocket.yaml", "revision: ", "revision: x", stages("build", "train", "export", "score")
+        "profiles/pocket.yaml", "revision: ", "revision: x", stages("build", "train", "export", "score", "package")
     ),
 }  # fmt: skip
 

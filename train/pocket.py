@@ -11,6 +11,7 @@ typos were put around it: that is what makes so small a model tell questions apa
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,6 +173,7 @@ class Corpus:
         names = encoder_vectors([f"{t.name}, {t.also[0]}" for t in bank], encoder)
         likeness = names @ names.T
         self.related = [[bank[j].name for j in np.argsort(-row)[1:7]] for row in likeness]
+        self.digest = hashlib.sha256(json.dumps([self.cores, [vars(t) for t in bank]]).encode()).hexdigest()
         self.topical = [i for i, (_, topic) in enumerate(self.cores) if topic >= 0]
         self.untopical = [i for i, (_, topic) in enumerate(self.cores) if topic < 0]
 
@@ -285,7 +287,7 @@ def pretrain(out: Path, bank: Path, encoder: Path, work: Path, recipe: Recipe, c
     corpus = Corpus(read_bank(bank), encoder, work, recipe)
     tokenizer = make_tokenizer(corpus.sample_texts(6000), recipe)
     model = make_model(tokenizer, recipe, encoder)
-    run = Run(model, torch.nn.Linear(recipe.hidden, 384), recipe, work / "state.pt")
+    run = Run(model, torch.nn.Linear(recipe.hidden, 384), recipe, corpus.digest, work / "state.pt")
     forward = torch.compile(model.model) if compiled else model.model
     first = run.restore()
     with _bar("pretraining") as bar:
@@ -298,15 +300,20 @@ def pretrain(out: Path, bank: Path, encoder: Path, work: Path, recipe: Recipe, c
                     log.write(json.dumps(dict(step=step, loss=round(loss, 3), apart=round(apart, 3))) + "\n")
             if step % 200 == 199:
                 run.save(step + 1)
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    made = work / "made"
+    model.half().save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    for file in sorted(made.iterdir()):
+        with whole(out / file.name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 class Run:
     """What a killed run needs to go on: the model, the distillation head and both optimisers."""
 
-    def __init__(self, model: Any, head: torch.nn.Linear, recipe: Recipe, state: Path) -> None:
+    def __init__(self, model: Any, head: torch.nn.Linear, recipe: Recipe, corpus: str, state: Path) -> None:
         self.model, self.head, self.recipe, self.state = model, head, recipe, state
+        self.identity = {"recipe": asdict(recipe), "corpus": corpus}
         self.optimizers = optimizers(model, head, recipe)
 
     def step(self, number: int, forward: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -325,14 +332,14 @@ class Run:
 
     def save(self, step: int) -> None:
         """Keeps the state of the run after `step` steps, whole or not at all."""
-        state = dict(recipe=asdict(self.recipe), step=step, model=self.model.state_dict(), head=self.head.state_dict())
+        state = self.identity | dict(step=step, model=self.model.state_dict(), head=self.head.state_dict())
         with whole(self.state) as temporary:
             torch.save(state | dict(optimizers=[o.state_dict() for o in self.optimizers]), temporary)
 
     def restore(self) -> int:
-        """The step to go on from: 0 where there is no state, or one of another recipe."""
+        """The step to go on from: 0 where there is no state, or one of another recipe or corpus."""
         saved = torch.load(self.state) if self.state.exists() else None
-        if not saved or saved["recipe"] != asdict(self.recipe):
+        if not saved or {key: saved.get(key) for key in self.identity} != self.identity:
             return 0
         self.model.load_state_dict(saved["model"])
         self.head.load_state_dict(saved["head"])

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from factory.errors import UserError
 from factory.seeds import Seed
 from factory.teacher import Reply, Request
 from factory.template import Template
@@ -88,6 +89,9 @@ AFTER = {
     ],
     "on a phone": ["thx", "any1 know", "asap pls", "lmk", "tia guys", "cant type much rn", "hit me back pls"],
 }
+# for a voice that is not known here
+ANY_BEFORE = [text for texts in BEFORE.values() for text in texts]
+ANY_AFTER = [text for texts in AFTER.values() for text in texts]
 SHORT = {
     "you": "u",
     "your": "ur",
@@ -113,6 +117,9 @@ class PhrasesTeacher:
 
     def __init__(self, template: Template) -> None:
         self.template = template
+        if unfilled := slots_without_phrases(template):
+            where = f"templates/{template.expert}.yaml: output.slots.{unfilled[0]}"
+            raise UserError(f"{where}: has no phrases, and the embedded teacher cannot write; add phrases")
 
     def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """One reply a request, in order. Sample 0 is the seed in its own words."""
@@ -129,6 +136,11 @@ class PhrasesTeacher:
             yield Reply(request, instruction, slots, key, "stop")
 
 
+def slots_without_phrases(template: Template) -> list[str]:
+    """The slots that only a teacher who can write could fill."""
+    return [n for n in template.output.slots if not all(template.phrases(n, answer) for answer in template.answers)]
+
+
 def _key(parts: list[object]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -137,25 +149,26 @@ def reword(seed: Seed, voice: str, rng: random.Random) -> str:
     """The seed's question as somebody of `voice` would put it; its own words stay recognisable."""
     style = STYLES.get(voice, _plain)
     core = style(seed.instruction, rng)
-    before, after = rng.choice(BEFORE.get(voice, [""])), rng.choice(AFTER.get(voice, [""]))
+    before, after = rng.choice(BEFORE.get(voice, ANY_BEFORE)), rng.choice(AFTER.get(voice, ANY_AFTER))
     place = rng.choice(("before", "after", "both"))
     parts = [before if place != "after" else "", core, after if place != "before" else ""]
     text = " ".join(part for part in parts if part)
     return text.lower() if voice == "on a phone" else text
 
 
+ASKING = re.compile(r"(who|what|which|when|where|why|how|is|are|am|can|could|do|does|did|should|would|will)\b", re.I)
+
+
 def _plain(text: str, rng: random.Random) -> str:
-    return text if text[-1] in ".?!" else text + rng.choice((".", "?"))
+    return text if text[-1] in ".?!" else text + ("?" if ASKING.match(text) else ".")
 
 
 def _terse(text: str, rng: random.Random) -> str:
-    return re.sub(
-        r"\b(please|could you|can you tell me|i would like to know|just|really|so|very) ", "", text, flags=re.I
-    )
+    return _plain(re.sub(r"\b(please|could you|can you tell me|just|really|so|very) ", "", text, flags=re.I), rng)
 
 
 def _non_native(text: str, rng: random.Random) -> str:
-    return _plain(re.sub(r"\b(the|a|an) ", lambda m: "" if rng.random() < 0.7 else m[0], text, flags=re.I), rng)
+    return _plain(re.sub(r"\b(the|a|an) ", "", text, count=rng.randint(1, 3), flags=re.I), rng)
 
 
 def _annoyed(text: str, rng: random.Random) -> str:

@@ -1,0 +1,100 @@
+"""The whole line on a tiny random base, in a checkout of its own: seeds to a served, packed expert."""
+
+import json
+import shutil
+import tarfile
+
+import pytest
+
+from factory.build import build
+from factory.errors import UserError
+from factory.generate import generate
+from factory.package import package
+from factory.paths import read_params, read_profile
+from factory.schema import ROWS, read_rows
+from serve.ask import answers
+from serve.market import installed
+from train.export import base_gguf, export
+from train.gate import gate
+from train.score import score
+from train.sft import train
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers warn of one another
+
+
+@pytest.fixture
+def small(checkout, tiny_base):
+    """A checkout on the tiny base with sixteen seeds of one expert, trained for one short epoch."""
+    shutil.copytree(tiny_base, checkout.root / "models" / "pocket", dirs_exist_ok=True)
+    seeds = checkout.seeds("product")
+    seeds.write_text("".join(seeds.read_text().splitlines(keepends=True)[:16]))
+    profile = checkout.profile("pocket")
+    profile.write_text(profile.read_text().replace("epochs_factor: 3", "epochs_factor: 1"))
+    return checkout
+
+
+def _train(small):
+    profile = read_profile(small, "pocket")
+    generate(small, "product", read_params(small))
+    build(small, "product", profile)
+    train(small, "product", profile)
+    export(small, "product", profile)
+    return profile
+
+
+def test_seeds_become_a_packed_and_served_expert(small):
+    profile = _train(small)
+    base = base_gguf(small, profile)
+    figures = score(small, "product", profile, base)
+    assert figures["expert"]["n"] == len(read_rows(small.dataset("product", "holdout.parquet"), ROWS, ""))
+
+    with pytest.raises(UserError, match="product: gate missed: mention"):  # random weights keep no claim
+        gate(small, "product", profile)
+    held_to_nothing = type(profile)(**{**profile.__dict__, "gates": []})
+    gate(small, "product", held_to_nothing)
+
+    manifest = package(small, "product", profile)
+    wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}
+    assert wanted <= set(json.loads(small.expert("product", "manifest.json").read_text()))
+    tar = small.expert("product", "product.tar")
+    first = tar.read_bytes()
+    package(small, "product", profile)
+    assert tar.read_bytes() == first  # equal inputs, equal bytes
+    with tarfile.open(tar) as opened:
+        assert f"{manifest['lora_id']}/adapter.gguf" in opened.getnames()
+
+    asked = [("Which laptop?", "auto"), ("Which laptop?", "base"), ("Good soup?", "auto")]
+    replies = [r for _, r in answers(base, installed(small), asked, beside=False, log=small.work / "logs" / "ask.log")]
+    assert [reply[0].who for reply in replies] == ["product", "base", "base"]
+
+
+def test_training_twice_gives_the_same_adapter_byte_for_byte(small):
+    _train(small)
+    weights = small.expert("product", "adapter") / "adapter_model.safetensors"
+    first = weights.read_bytes()
+    train(small, "product", read_profile(small, "pocket"))
+    assert weights.read_bytes() == first
+
+
+def test_a_loss_on_anything_but_the_reply_stops_before_the_first_step(small):
+    """A chat template that puts words of its own behind the prompt would be learnt; the labels show it."""
+    path = small.root / "models" / "pocket" / "chat_template.jinja"
+    broken = path.read_text().replace("{{- m.content + '<|im_end|>", "{{- m.content + ' over and out<|im_end|>")
+    assert broken != path.read_text()
+    path.write_text(broken)
+    profile = read_profile(small, "pocket")
+    generate(small, "product", read_params(small))
+    build(small, "product", profile)
+    with pytest.raises(UserError, match="the loss would fall on"):
+        train(small, "product", profile)
+    assert not small.expert("product", "adapter").exists()
+
+
+def test_a_mixture_of_experts_base_is_refused_with_the_reason(small):
+    config = small.root / "models" / "pocket" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "qwen3_moe", "num_experts": 8}))
+    profile = read_profile(small, "pocket")
+    generate(small, "product", read_params(small))
+    build(small, "product", profile)
+    with pytest.raises(UserError, match="mixture-of-experts base .* dilutes"):
+        train(small, "product", profile)
