@@ -180,8 +180,8 @@ def _answer(home: "Home", profile: "Profile", questions: list[tuple[str, str]], 
     from serve.ask import answers
     from serve.market import installed
 
-    log = home.work / "logs" / "ask.log"
-    for question, replies in answers(_base_gguf(home, profile), installed(home), questions, beside, log):
+    experts, log = installed(home), home.work / "logs" / "ask.log"
+    for question, replies in answers(_base_gguf(home, profile), experts, questions, beside, log):
         print_replies(question, replies)
 
 
@@ -199,8 +199,8 @@ def serve(
     def ready(url: str) -> None:
         typer.echo(f"ready: {url}/v1 (model: auto, base, or an expert's name); Ctrl-C ends it")
 
-    base, log = _base_gguf(home, profile), home.work / "logs" / "serve.log"
-    serve(base, installed(home), host=host, port=port, log=log, ready=ready)
+    experts, log = installed(home), home.work / "logs" / "serve.log"
+    serve(_base_gguf(home, profile), experts, host=host, port=port, log=log, ready=ready)
 
 
 class Format(StrEnum):

@@ -135,6 +135,12 @@ def read_profile(home: Home, name: str) -> Profile:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{relative(path)}: {error} is missing") from None
+    if not isinstance(profile.revision, str | None):
+        line, message = (
+            base.lc.key("revision")[0] + 1,
+            f"must be text; put it in quotes (value {shown(profile.revision)})",
+        )
+        raise Problems([Problem(relative(path), line, "base.revision", message)])
     folder = profile.model_path(home)
     if folder and profile.revision and profile.revision != folder_revision(folder):
         line = base.lc.key("revision")[0] + 1

@@ -67,7 +67,7 @@ def test_another_base_in_the_same_folder_is_told(checkout):
     profile = checkout.profile("pocket")
     text = profile.read_text()
     start = text.index("revision:")
-    profile.write_text(text[:start] + "revision: 0000000000000000" + text[text.index("\n", start) :])
+    profile.write_text(text[:start] + 'revision: "0000000000000000"' + text[text.index("\n", start) :])
     done = dmoe("lint", cwd=checkout.root)
     assert done.returncode == 1 and "base.revision" in done.stderr and "is not what models/pocket holds" in done.stderr
 

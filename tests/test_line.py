@@ -68,6 +68,18 @@ def test_seeds_become_a_packed_and_served_expert(small):
     assert [reply[0].who for reply in replies] == ["product", "base", "base"]
 
 
+def test_a_trained_adapter_loads_into_plain_peft(small):
+    import torch
+    from peft import PeftModel
+
+    from train.base import load_base
+
+    profile = _train(small)
+    model = PeftModel.from_pretrained(load_base(small, profile), str(small.expert("product", "adapter")))
+    trained = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert len(trained) == 7 * model.config.num_hidden_layers and all(torch.count_nonzero(p) for p in trained)
+
+
 def test_training_twice_gives_the_same_adapter_byte_for_byte(small):
     _train(small)
     weights = small.expert("product", "adapter") / "adapter_model.safetensors"
