@@ -108,5 +108,5 @@ def test_a_mixture_of_experts_base_is_refused_with_the_reason(small):
     profile = read_profile(small, "pocket")
     generate(small, "product", read_params(small))
     build(small, "product", profile)
-    with pytest.raises(UserError, match="mixture-of-experts base .* dilutes"):
+    with pytest.raises(UserError, match="(?s)mixture-of-experts base .* dilutes"):
         train(small, "product", profile)

@@ -204,6 +204,7 @@ def test_no_expert_is_told_with_what_to_run(tmp_path):
         ({"recommended_scale": float("nan")}, "recommended_scale: nan"),
         ({"adapter_file": "../../../etc/passwd"}, "outside the expert's folder"),
         ({"adapter_file": "none.gguf"}, "no such file"),
+        ({"sha256": {"adapter.gguf": "0" * 64}}, "is not the file that"),
     ],
 )
 def test_a_wrong_manifest_is_named_with_its_key(tmp_path, change, told):

@@ -24,7 +24,7 @@ def stale(home, tmp_path):
 
     def changed():
         with Repo(str(tmp_path)) as repo:
-            return {stage for stage, entries in repo.status().items() if _modified(entries)}
+            return {stage.rsplit(":")[-1] for stage, entries in repo.status().items() if _modified(entries)}
 
     assert changed() == set(), "dvc.lock is not of this commit; run: dvc repro"
     return tmp_path, changed
