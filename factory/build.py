@@ -11,7 +11,7 @@ from typing import Any
 from rapidfuzz.utils import default_process
 
 from factory.checks import Counter, Fault, Reply, drift, faults
-from factory.dedup import Item, copies
+from factory.dedup import Item, copies, nearest
 from factory.errors import UserError
 from factory.paths import Home, Profile
 from factory.schema import CANDIDATES, ROWS, VERDICTS, read_rows, write_rows
@@ -20,6 +20,8 @@ from factory.template import REASONS, Template, read_template
 from factory.tokens import counter
 
 Row = dict[str, Any]
+QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+SAMPLED = 2000  # questions of one answer that are compared with each other
 
 
 def build(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def judge(candidates: list[Row], template: Template, count: Counter) -> list[Row
             found.append(Fault("surplus", f"its seed has {kept[c['seed_id']]} rows already"))
         kept[c["seed_id"]] += not found
         verdicts.append({
-            "row_id": c["row_id"], "verdict": "drop" if found else "keep", "reasons": [f.reason for f in found],
+            "row_id": c["row_id"], "verdict": "fail" if c["failure"] else "drop" if found else "keep",
+            "reasons": [f.reason for f in found],
             "detail": "; ".join(f.detail for f in found), "like": copy.like if copy else "",
             "score": copy.score if copy else 0.0, "tokens": count(c["output"]),
         })  # fmt: skip
@@ -77,7 +80,10 @@ def _faults(candidates: list[Row], template: Template, count: Counter) -> dict[s
         texts.setdefault(seed["answer"], []).append(default_process(seed["instruction"]))
     found = {}
     for c in candidates:
-        list_ = faults(Reply(c["instruction"], c["answer"], c["output"], c["finish_reason"]), template, count)
+        if c["failure"]:
+            found[c["row_id"]] = [Fault(c["failure"], c["failure_detail"])]
+            continue
+        list_ = faults(Reply(c["instruction"], c["answer"], c["output"]), template, count)
         if c["sample"]:
             fault = drift(c["instruction"], seeds[c["seed_id"]]["instruction"], c["answer"], template, texts)
             list_ += [fault] if fault else []
@@ -96,21 +102,46 @@ def _row(candidate: Row) -> Row:
 
 
 def statistics(candidates: list[Row], verdicts: list[Row], template: Template) -> dict[str, Any]:
-    """Counts by verdict and reason, seeds used and unused, rows per answer, token quantiles."""
+    """Counts by verdict and reason, seeds that fell short, rows per answer, token quantiles, diversity."""
     kept = [(c, v) for c, v in zip(candidates, verdicts, strict=True) if v["verdict"] == "keep"]
     reasons = Tally(reason for v in verdicts for reason in v["reasons"])
+    verdict = Tally(v["verdict"] for v in verdicts)
+    per_seed = Tally(c["seed_id"] for c, _ in kept)
+    wanted = template.declaration.generate.per_seed
     lengths = sorted(v["tokens"] for _, v in kept)
-    used = {c["seed_id"] for c, _ in kept}
     return {
         "candidates": len(candidates),
-        "kept": len(kept),
-        "dropped": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "kept": verdict["keep"],
+        "dropped": verdict["drop"],
+        "failed": verdict["fail"],
+        "reasons": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
         "rows": {split: sum(c["split"] == split for c, _ in kept) for split in ("train", "holdout")},
         "seeds": {split: len({c["seed_id"] for c, _ in kept if c["split"] == split}) for split in ("train", "holdout")},
-        "seeds_unused": sorted({c["seed_id"] for c in candidates} - used),
+        "seeds_short": {s: per_seed[s] for s in sorted({c["seed_id"] for c in candidates}) if per_seed[s] < wanted},
         "answers": {key: sum(c["answer"] == key for c, _ in kept) for key in template.answers},
         "tokens": {name: lengths[min(len(lengths) - 1, int(q * len(lengths)))] for name, q in QUANTILES.items()},
+        "diversity": diversity([(c["answer"], c["instruction"]) for c, _ in kept]),
     }
 
 
-QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+def diversity(questions: list[tuple[str, str]]) -> dict[str, float]:
+    """How much (answer, question) pairs differ; 1 is best for the first two, 0 for the last.
+
+    distinct_2, distinct_3: different word n-grams in all n-grams. nearest: the mean likeness (token-sort
+    ratio, 0 to 1) of a question to its nearest other one of the same answer, among the first `SAMPLED`.
+    """
+    words = [default_process(text).split() for _, text in questions]
+    groups: dict[str, list[str]] = {}
+    for (answer, _), text in zip(questions, words, strict=True):
+        groups.setdefault(answer, []).append(" ".join(sorted(text)))
+    likeness = [score for texts in groups.values() for score in nearest(texts[:SAMPLED])]
+    return {
+        "distinct_2": _distinct(words, 2),
+        "distinct_3": _distinct(words, 3),
+        "nearest": round(sum(likeness) / len(likeness) / 100, 3) if likeness else 0.0,
+    }
+
+
+def _distinct(texts: list[list[str]], n: int) -> float:
+    grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
+    return round(len(set(grams)) / len(grams), 3) if grams else 0.0

@@ -18,7 +18,36 @@ PERSONAL = {
     "a card number": re.compile(r"(?<!\d)(?:\d{4}[ -]?){3}\d{4}(?!\d)"),
     "a secret key": re.compile(r"\b(?:sk|ghp|AKIA|xox[bp])[-_]?[A-Za-z0-9]{16,}"),
 }
+SUSPECT = re.compile(r"[\d@]|\b(?:sk|ghp|AKIA|xox)")  # without one of these, none of the patterns above can match
 FOREIGN = {"en": re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")}  # letters that are not Latin
+
+
+WORD = re.compile(r"[^\W\d_]+")
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of `text` without its case."""
+    return frozenset(WORD.findall(text.casefold()))
+
+
+# Little words that a sentence of the language cannot do without, and those of its neighbours that it never has.
+LITTLE = {
+    "en": words(
+        "the a an and or but of to in on at for with from by is are was be been am do does did have has had can could "
+        "should would will i me my you your it its he she we they this that what which who how why when where if not "
+        "no so there need want get any some best good"
+    )
+}
+FOREIGN_LITTLE = {
+    "en": words(
+        "der das und ist nicht ich ein eine einen für mit auf wie welche welcher welches soll kann mein meine "
+        "le les des est une un et je avec dans quel quelle mon mes vous ce cette puis dois "
+        "el los las y es una para que qué cuál mi mis debo puedo como yo mejor "
+        "il gli che sono quale miei posso della "
+        "uma não para com qual meu minha devo "
+        "het een ik voor niet welke mijn moet"
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +60,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is checked: a question, its answer's key, what was answered, and how that ended."""
+    """What is checked: a question, its answer's key, what was answered."""
 
     instruction: str
     answer: str
     output: str
-    finish_reason: str = "stop"
 
 
 def faults(reply: Reply, template: Template, count: Counter) -> list[Fault]:
@@ -82,11 +110,6 @@ def _too_long(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
         yield f"{n} tokens, more than {t.output.tokens[1]}"
 
 
-def _truncated(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
-    if reply.finish_reason == "length":
-        yield "cut off at the token limit"
-
-
 def _echo(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
     question = default_process(reply.instruction)
     if len(question) >= 12 and question in default_process(reply.output):
@@ -99,9 +122,19 @@ def _script(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
             yield f"letters of another script: {''.join(letters[:8])!r}"
 
 
+def _language(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
+    language = t.declaration.language
+    for name, text in (("question", reply.instruction), ("reply", _without_fixed(reply, t))):
+        said = words(text)
+        strange = said & FOREIGN_LITTLE[language]
+        if len(strange) > max(1, len(said & LITTLE[language])):
+            yield f"the {name} is not in {language!r} ({', '.join(sorted(strange)[:4])})"
+
+
 def _personal_data(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
     for text in (reply.instruction, _without_fixed(reply, t)):
-        yield from (f"holds {name}" for name, pattern in PERSONAL.items() if pattern.search(text))
+        if SUSPECT.search(text):
+            yield from (f"holds {name}" for name, pattern in PERSONAL.items() if pattern.search(text))
 
 
 def _without_fixed(reply: Reply, t: Template) -> str:
@@ -114,8 +147,8 @@ def _without_fixed(reply: Reply, t: Template) -> str:
 
 CHECKS: dict[str, Callable[[Reply, Template, Counter], Iterator[str]]] = {
     "form": _form, "answer_missing": _answer_missing, "other_answer": _other_answer, "rival": _rival, "hedge": _hedge,
-    "too_short": _too_short, "too_long": _too_long, "truncated": _truncated, "echo": _echo, "script": _script,
-    "personal_data": _personal_data,
+    "too_short": _too_short, "too_long": _too_long, "echo": _echo, "script": _script,
+    "language": _language, "personal_data": _personal_data,
 }  # fmt: skip
 
 

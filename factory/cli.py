@@ -64,9 +64,10 @@ def lint(expert: Annotated[str | None, typer.Argument(help="One expert; all with
 def generate(expert: Expert) -> None:
     """Ask the teacher for each seed's variants (stage 1)."""
     from factory.generate import generate
+    from factory.table import print_made
 
-    home, params, _ = _checkout(expert)
-    typer.echo(f"{expert}: {len(generate(home, expert, params))} candidates")
+    home, params, profile = _checkout(expert)
+    print_made(expert, generate(home, expert, params, profile))
 
 
 @app.command()
@@ -76,10 +77,13 @@ def build(expert: Expert) -> None:
 
     home, _, profile = _checkout(expert)
     stats = build(home, expert, profile)
-    dropped = ", ".join(f"{reason} {n}" for reason, n in stats["dropped"].items())
+    reasons = ", ".join(f"{reason} {n}" for reason, n in stats["reasons"].items())
     typer.echo(
-        f"{expert}: {stats['rows']['train']} rows to train on, {stats['rows']['holdout']} held out; dropped: {dropped}"
+        f"{expert}: {stats['rows']['train']} rows to train on, {stats['rows']['holdout']} held out; "
+        f"{stats['dropped']} dropped, {stats['failed']} failed: {reasons}"
     )
+    if stats["seeds_short"]:
+        typer.echo(f"{expert}: {len(stats['seeds_short'])} seeds have fewer rows than wanted (stats.json, seeds_short)")
 
 
 @app.command()
@@ -228,6 +232,55 @@ def why(row_id: Annotated[str, typer.Argument(help="A row_id, or how it begins."
     from factory.table import print_pairs
 
     print_pairs(why(_checkout()[0], row_id))
+
+
+teacher_app = typer.Typer(
+    cls=TyperGroup, no_args_is_help=True, help="The teacher's server, and the replies that were paid for."
+)
+app.add_typer(teacher_app, name="teacher")
+
+
+@teacher_app.command()
+def check() -> None:
+    """See whether the teacher's server answers, with which model, by the schema, and how fast. Sends nine requests."""
+    from factory.replies import check_teacher
+
+    home, params, _ = _checkout()
+    findings = check_teacher(home, params.experts[0], params)
+    for finding in findings:
+        typer.echo(f"{'ok ' if finding.good else 'NO '} {finding.what:<9} {finding.found}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@teacher_app.command()
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove replies that no template asks for any more.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Forget replies of which nothing could be used: they are asked for again.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing.")] = False,
+) -> None:
+    """Show the kept replies: how many, how often used again, what they cost, per expert and model."""
+    from factory.replies import forget_failed, unasked
+    from factory.table import print_rows
+    from factory.teacher.cache import Cache
+
+    home, params, profile = _checkout()
+    with Cache(home.replies) as kept:
+        columns = ["expert", "model", "replies", "hits", "prompt tokens", "completion tokens", "bytes"]
+        print_rows(columns, kept.summary(), "table")
+        if failed:
+            typer.echo(f"{forget_failed(home, params, kept)} replies forgotten; dvc repro asks for them again")
+        if not prune:
+            return
+        gone, tokens = unasked(home, params, profile, kept)
+        typer.echo(
+            f"{len(gone)} replies ({tokens:,} tokens) are asked for by no template, seed or setting as they stand"
+        )
+        if gone and (yes or typer.confirm("remove them for ever?")):
+            kept.remove(gone)
+            typer.echo("removed")
 
 
 @app.command()

@@ -11,6 +11,8 @@ import numpy as np
 from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
+FEW = 100  # texts that are compared sooner than threads are started
+
 
 @dataclass(frozen=True)
 class Item:
@@ -47,7 +49,8 @@ def copies(items: list[Item], threshold: int) -> dict[str, Copy]:
 def _group(group: list[Item], threshold: int) -> dict[str, Copy]:
     # Sorting the tokens once and taking the plain ratio gives the token-sort ratio, several times faster.
     texts = [" ".join(sorted(default_process(item.instruction).split())) for item in group]
-    likeness = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=threshold, dtype=np.float32, workers=-1)
+    workers = -1 if len(texts) > FEW else 1
+    likeness = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=threshold, dtype=np.float32, workers=workers)
     kept: list[int] = []
     found: dict[str, Copy] = {}
     for i, item in enumerate(group):
@@ -66,3 +69,12 @@ def _reason(item: Item, other: Item, same: bool) -> str:
     if other.held_out and not item.held_out:
         return "like_held_out"
     return "exact_copy" if same else "near_copy"
+
+
+def nearest(texts: list[str]) -> list[float]:
+    """The likeness (0 to 100) of each of `texts`, whose words are sorted, to its nearest other one."""
+    if len(texts) < 2:
+        return []
+    likeness = process.cdist(texts, texts, scorer=fuzz.ratio, dtype=np.float32, workers=-1)
+    np.fill_diagonal(likeness, 0.0)
+    return [float(score) for score in likeness.max(axis=1)]

@@ -98,7 +98,7 @@ def _missing_files(home: Home, params: Params) -> Iterator[Problem]:
 
 def _unfilled(path: Path, template: Template, params: Params) -> Iterator[Problem]:
     """Slots that the teacher of params.yaml cannot fill."""
-    if params.teacher["kind"] == "phrases":
+    if params.teacher.kind == "phrases":
         for name in slots_without_phrases(template):
             text = "has no phrases, and the embedded teacher (params.yaml: teacher) cannot write; add phrases"
             yield Problem(relative(path), template.line("output", "slots", name), f"output.slots.{name}", text)

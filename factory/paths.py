@@ -3,10 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from factory.errors import Problem, Problems, UserError, relative, shown
 from factory.store import read_yaml, sha256
+from factory.template import Strict, Text, plain, problem_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Home:
         """What can be made again at any time: the base's GGUF, its replies, logs. Ignored by git."""
         return self.root / ".dmoe"
 
+    @property
+    def replies(self) -> Path:
+        """The teacher's replies: what was paid for. Ignored by git, spared by `make clean`."""
+        return self.root / ".replies" / "replies.sqlite"
+
 
 def find_home() -> Home:
     """The checkout around the working folder.
@@ -64,13 +72,52 @@ PARAMS: dict[str, tuple[type, str]] = {
 }
 
 
+OURS = ("model", "messages", "response_format", "temperature", "top_p", "n", "stream", "tools")
+
+
+def _sampling(value: dict[str, Any]) -> dict[str, Any]:
+    if clash := [name for name in OURS if name in value]:
+        theirs = clash[0] in ("temperature", "top_p")
+        whose = "stands in the templates (generate.sampling)" if theirs else "is written by dmoe itself"
+        raise ValueError(f"{clash[0]!r} {whose}; remove it here")
+    return value
+
+
+class Phrases(Strict):
+    """The embedded teacher."""
+
+    kind: Literal["phrases"]
+
+
+class Served(Strict):
+    """A model behind OpenAI's API, at the address of DMOE_TEACHER_URL."""
+
+    kind: Literal["openai"]
+    model: Text
+    revision: Text | None
+    variants: int = Field(ge=1, le=64)  # of one request
+    sampling: Annotated[dict[str, Any], AfterValidator(_sampling)]  # further fields of the request; null removes one
+
+
+class Launched(Served):
+    """The same behind a vLLM that the stage starts and ends."""
+
+    kind: Literal["vllm"]  # type: ignore[assignment]
+    serve: list[Text]  # further arguments of `vllm serve`
+
+
+TEACHERS: TypeAdapter[Phrases | Served | Launched] = TypeAdapter(
+    Annotated[Phrases | Served | Launched, Field(discriminator="kind")]
+)
+
+
 @dataclass(frozen=True)
 class Params:
     """params.yaml: which experts, on which base, by which teacher."""
 
     experts: list[str]
     profile: str
-    teacher: dict[str, Any]
+    teacher: Phrases | Served | Launched
 
 
 def read_params(home: Home) -> Params:
@@ -91,12 +138,21 @@ def read_params(home: Home) -> Params:
         elif not isinstance(raw.get(key), PARAMS[key][0]):
             wanted = PARAMS[key][1]
             found.append(Problem(file, line, key, f"must be {wanted}, not {shown(raw.get(key))}"))
-    if not found and raw["teacher"].get("kind") != "phrases":
-        line = lines.key("teacher")[0] + 1
-        found.append(Problem(file, line, "teacher.kind", f"must be 'phrases', not {shown(raw['teacher'].get('kind'))}"))
     if found:
         raise Problems(found)
-    return Params([str(e) for e in raw["experts"]], str(raw["profile"]), dict(raw["teacher"]))
+    try:
+        teacher = TEACHERS.validate_python(plain(raw["teacher"]))
+    except ValidationError as error:
+        raise Problems([_teacher_problem(file, raw, e) for e in error.errors()]) from None
+    return Params([str(e) for e in raw["experts"]], str(raw["profile"]), teacher)
+
+
+def _teacher_problem(file: str, raw: Any, error: Any) -> Problem:
+    if error["type"].startswith("union_tag"):
+        line = raw.lc.key("teacher")[0] + 1
+        kind = shown(raw["teacher"].get("kind"))
+        return Problem(file, line, "teacher.kind", f"must be 'phrases', 'openai' or 'vllm', not {kind}")
+    return problem_of(file, raw, {**error, "loc": ("teacher", *error["loc"][1:])})
 
 
 @dataclass(frozen=True)

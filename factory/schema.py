@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError, relative
-from factory.store import read_parquet, write_parquet
-from factory.template import REASONS
+from factory.store import read_parquet, whole, write_parquet
+from factory.template import FAILURES, REASONS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+ROW_GROUP = 4096  # rows that are checked and written at a time
 
 MESSAGES = "messages"  # TRL's conversational form: a list of {role, content}
 
@@ -85,13 +89,16 @@ CANDIDATES = Table(
         "output": "text",
         "slots": "slots",
         "form": "int",
+        "failure": "text",
+        "failure_detail": "text",
         "teacher": "text",
         "request": "text",
+        "reply": "text",
         "finish_reason": "text",
         "prompt_tokens": "int",
         "completion_tokens": "int",
     },
-    among={"split": SPLITS},
+    among={"split": SPLITS, "failure": ("", *FAILURES)},
     at_least={"sample": 0, "form": 0},
 )
 VERDICTS = Table(
@@ -105,7 +112,7 @@ VERDICTS = Table(
         "score": "float",
         "tokens": "int",
     },
-    among={"verdict": ("keep", "drop"), "reasons": REASONS},
+    among={"verdict": ("keep", "drop", "fail"), "reasons": REASONS},
     at_least={"tokens": 0},
 )
 ROWS = Table(
@@ -148,6 +155,44 @@ def write_rows(path: Path, table: Table, rows: list[dict[str, Any]]) -> None:
     Raises:
         UserError: a row breaks a rule; nothing is written.
     """
+    write_parquet(path, _made(path, table, rows))
+
+
+@contextmanager
+def writing(path: Path, table: Table) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yields a function that adds rows to one parquet file, which appears when the block ends well.
+
+    Its bytes do not depend on how the rows came in portions, and no more than a row group is in memory.
+
+    Raises:
+        UserError: a row breaks a rule, within its row group or by a value that must be unique.
+    """
+    import pyarrow.parquet as pq
+
+    waiting: list[dict[str, Any]] = []
+    seen: set[str] = set()
+
+    def put(rows: list[dict[str, Any]]) -> None:
+        made = _made(path, table, rows)
+        if table.unique:
+            values = made.column(table.unique).to_pylist()
+            if twice := next((value for value in values if value in seen), None):
+                raise UserError(f"{relative(path)}: {table.unique} {twice!r} is there twice")
+            seen.update(values)
+        file.write_table(made)
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        waiting.extend(rows)
+        while len(waiting) >= ROW_GROUP:
+            put(waiting[:ROW_GROUP])
+            del waiting[:ROW_GROUP]
+
+    with whole(path) as temporary, pq.ParquetWriter(temporary, table.arrow(), compression="zstd") as file:
+        yield write
+        put(waiting)
+
+
+def _made(path: Path, table: Table, rows: list[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
     try:
@@ -155,7 +200,7 @@ def write_rows(path: Path, table: Table, rows: list[dict[str, Any]]) -> None:
     except (pa.ArrowException, TypeError) as error:
         raise UserError(f"{relative(path)}: a value is not of its column's kind in {table.name}: {error}") from None
     _validate(path, table, made)
-    write_parquet(path, made)
+    return made
 
 
 def read_rows(path: Path, table: Table, made_by: str) -> list[dict[str, Any]]:

@@ -5,13 +5,18 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from factory.paths import Home, Params, Profile
 from factory.store import read_json
+from factory.template import FAILURES
+
+if TYPE_CHECKING:
+    from factory.generate import Made
 
 
 def score_table(home: Home, params: Params, profile: Profile) -> None:
@@ -33,6 +38,28 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+
+
+def print_made(expert: str, made: "Made") -> None:
+    """What generate has made, and for each rule what it cost: how many, how many by it alone, an example."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    if made.rules:
+        table = Table("rule", "rows", "by it alone", "example", title=f"{expert}: not accepted", title_justify="left")
+        for reason, rule in sorted(made.rules.items(), key=lambda item: -item[1].hit):
+            table.add_row(reason, f"{rule.hit:,}", f"{rule.alone:,}", _cell(rule.example[:200]))
+        console.print(table)
+    if any(reason in FAILURES for reason in made.rules):
+        console.print(
+            Text("A failed reply is kept like any other. Once its cause is mended: dmoe teacher cache --failed")
+        )
+    if made.short:
+        seeds = ", ".join(f"{seed} ({n})" for seed, n in sorted(made.short.items())[:10])
+        more = ", ..." if len(made.short) > 10 else ""
+        console.print(Text(f"{expert}: {len(made.short)} seeds fell short of their rows: {seeds}{more}"))
+    status = f"; {made.status}" if made.status else ""
+    console.print(
+        Text(f"{expert}: {made.candidates:,} candidates, {made.accepted:,} of {made.wanted:,} wanted rows{status}")
+    )
 
 
 def _cells(home: Home, expert: str, measured: dict[str, Any]) -> list[str]:
@@ -75,8 +102,6 @@ def print_rows(columns: list[str], rows: list[tuple[Any, ...]], style: str) -> N
 
 
 def _cell(value: object) -> Any:
-    from rich.text import Text
-
     return Text(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
@@ -87,7 +112,6 @@ def _jsonable(value: object) -> str:
 def print_replies(question: str, replies: Sequence[Any]) -> None:
     """A question and below it each reply (`who`, `reason`, `tokens`, `text`), wrapped."""
     from rich.padding import Padding
-    from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(Text(f"\n{question}", style="bold"))

@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,9 +31,13 @@ from factory.errors import Problem, Problems, relative, shown
 from factory.store import read_yaml
 
 REASONS = (
-    "empty", "form", "answer_missing", "other_answer", "rival", "hedge", "too_short", "too_long", "truncated", "echo",
-    "script", "personal_data", "drift", "exact_copy", "near_copy", "like_held_out", "surplus",
+    "empty", "truncated", "schema", "too_large", "declined", "form", "answer_missing", "other_answer", "rival", "hedge",
+    "too_short", "too_long", "echo", "script", "language", "personal_data", "drift", "exact_copy", "near_copy",
+    "like_held_out", "surplus",
 )  # fmt: skip
+FAILURES = REASONS[:5]  # why a teacher's variant is no row at all
+
+EXAMPLES = 5  # phrases of a slot that a teacher is shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -193,8 +197,17 @@ def phrase_pattern(text: str) -> str:
     return r"(?<!\w)" + r"\s+".join(map(re.escape, text.split())) + r"(?!\w)"
 
 
+@lru_cache(512)
+def any_pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of `phrases`, longest first, at word boundaries. They are looked for once, where no letter stands before."""
+    texts = [r"\s+".join(map(re.escape, phrase.split())) for phrase in sorted(phrases, key=len, reverse=True)]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(texts)})(?!\w)", re.IGNORECASE)
+
+
 def find_any(phrases: list[str], text: str) -> str | None:
     """The first of `phrases` (longest first, any case) that stands in `text` at word boundaries."""
+    if not phrases or not any_pattern(tuple(phrases)).search(text):
+        return None  # nearly always: one search instead of one for each phrase
     for phrase in sorted(phrases, key=len, reverse=True):
         if re.search(phrase_pattern(phrase), text, re.IGNORECASE):
             return phrase
@@ -248,24 +261,49 @@ class Template:
         given = self.output.slots[slot].phrases
         return (given.get(answer, []) if isinstance(given, dict) else given) or []
 
-    def prompt(self, instruction: str, answer: str, voice: str, variants: int) -> list[dict[str, str]]:
-        """Chat messages that ask a teacher for `variants` paraphrases of one seed and their slots."""
+    def prompt(self, instruction: str, answer: str, voices: list[str], given: dict[str, str]) -> list[dict[str, str]]:
+        """Chat messages that ask a teacher for one paraphrase of a seed a voice, and the text of the slots.
+
+        `given` are the slots that the seed has filled itself. The forms are left out: the code writes
+        them, and an edited form asks no teacher again.
+        """
         fixed = self.fixed(answer)
-        lines = [self.declaration.generate.ask.format(**fixed), f"Write as somebody {voice} would."]
-        for name, slot in self.output.slots.items():
-            if slot.ask:
-                lines.append(f"{name}: {slot.ask.format(**fixed)} (at most {slot.max_words} words)")
-        lines.append(f"Give {variants} variants as JSON, each with its `instruction` and its slots.")
+        lines = [
+            self.declaration.generate.ask.format(**fixed),
+            f"Whoever asks is answered with: {fixed['answer']}. "
+            "You write other people's questions, and parts of the reply.",
+            "instruction: the user's question, asked by another person. Keep what is asked and every fact in it; "
+            "use other words and another shape of sentence each time. Do not answer it.",
+        ]
+        if not find_any([fixed["answer"]], instruction):
+            lines.append(f"The one who asks does not know the answer: an instruction never says {fixed['answer']}.")
+        for name in self.written(given):
+            lines.append(f"{name}: {self._asked(name, answer)}")
+        lines += [f"{name}: is {text!r} already; the question must go with it." for name, text in given.items()]
+        lines.append(f"Write {len(voices)} variants as JSON, each as another person would write:")
+        lines += [f"{number}. {voice}" for number, voice in enumerate(voices, 1)]
         return [{"role": "system", "content": "\n".join(lines)}, {"role": "user", "content": instruction}]
 
-    def schema(self, answer: str, variants: int) -> dict[str, Any]:
+    def _asked(self, name: str, answer: str) -> str:
+        slot, phrases = self.output.slots[name], self.phrases(name, answer)
+        if slot.ask is None:
+            return "the one of the allowed texts that goes best with the question."
+        examples = f"; for example {' / '.join(phrases[:EXAMPLES])}" if phrases else ""
+        return f"{slot.ask.format(**self.fixed(answer))} (at most {slot.max_words} words{examples})"
+
+    def written(self, given: dict[str, str]) -> list[str]:
+        """The slots that a teacher fills: all but those `given`."""
+        return [name for name in self.output.slots if name not in given]
+
+    def schema(self, answer: str, variants: int, given: dict[str, str]) -> dict[str, Any]:
         """The JSON schema of a teacher's reply: `variants` objects of bounded strings."""
         properties: dict[str, Any] = {"instruction": {"type": "string", "minLength": 4, "maxLength": 400}}
-        for name, slot in self.output.slots.items():
+        for name in self.written(given):
+            slot = self.output.slots[name]
             if slot.ask:
                 properties[name] = {"type": "string", "minLength": 1, "maxLength": 12 * slot.max_words}
             else:
-                properties[name] = {"enum": self.phrases(name, answer)}
+                properties[name] = {"type": "string", "enum": self.phrases(name, answer)}
         one = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
         many = {"type": "array", "items": one, "minItems": variants, "maxItems": variants}
         return {
@@ -274,6 +312,22 @@ class Template:
             "required": ["variants"],
             "additionalProperties": False,
         }
+
+    def tidy(self, name: str, text: str, answer: str) -> str:
+        """A teacher's text for slot `name`, set as the slot's phrases are: first letter, full stop, single spaces."""
+        text, phrases = " ".join(text.split()), self.phrases(name, answer)
+        if not text or not phrases:
+            return text
+        if all(phrase[-1] in ".!?" for phrase in phrases):
+            text = text if text[-1] in ".!?" else f"{text}."
+        elif all(phrase[-1] not in ".!?" for phrase in phrases):
+            text = text.rstrip(".!?")
+        if all(phrase[0].isupper() for phrase in phrases):
+            return text[:1].upper() + text[1:]
+        plain = text[1:2].islower() or text[1:2] == " "  # "Study" and "A break", not "PDF work"
+        if plain and text[:2] != "I " and all(phrase[0].islower() for phrase in phrases):
+            return text[:1].lower() + text[1:]
+        return text
 
     # -- rendering ------------------------------------------------------------------------------
 
@@ -298,7 +352,7 @@ class Template:
     @cached_property
     def _names(self) -> re.Pattern[str]:
         everything = {n for a in self.answers.values() for n in (a.text, *a.also)} | set(self.declaration.rivals)
-        return re.compile("|".join(map(phrase_pattern, sorted(everything, key=len, reverse=True))), re.IGNORECASE)
+        return any_pattern(tuple(sorted(everything)))
 
     @cached_property
     def _owner(self) -> dict[str, str]:
@@ -369,9 +423,9 @@ def read_template(path: Path) -> Template:
     if not isinstance(raw, dict):
         raise Problems([Problem(file, 1, "", "must be a mapping of keys; see docs/template.md")])
     try:
-        template = Template(Declaration.model_validate(_plain(raw)), raw)
+        template = Template(Declaration.model_validate(plain(raw)), raw)
     except ValidationError as error:
-        raise Problems([_problem(file, raw, e) for e in error.errors()]) from None
+        raise Problems([problem_of(file, raw, e) for e in error.errors()]) from None
     found = [
         Problem(file, _line(raw, key), ".".join(map(str, key)), text)
         for key, text in _contradictions(template, path.stem)
@@ -381,12 +435,12 @@ def read_template(path: Path) -> Template:
     return template
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """ruamel's round-trip values as plain ones."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -405,9 +459,10 @@ def _line(raw: Any, key: tuple[str | int, ...]) -> int:
     return line + 1
 
 
-def _problem(file: str, raw: Any, error: Any) -> Problem:
+def problem_of(file: str, raw: Any, error: Any) -> Problem:
+    """One of pydantic's errors, with its line in the YAML document `raw`."""
     key = tuple(part for part in error["loc"] if not str(part).startswith(("list[", "dict[", "[key]")))
-    name, value = ".".join(map(str, key)), _plain(error["input"])
+    name, value = ".".join(map(str, key)), plain(error["input"])
     value = shown(str(value) if isinstance(value, datetime.date) else value)
     if error["type"] == "missing":
         message = "is missing; every key is always there (docs/template.md)"

@@ -1,7 +1,7 @@
 """Lengths in the base model's own tokens, by its tokenizer alone: no torch, no transformers."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 from factory.errors import UserError
 from factory.paths import Home, Profile
@@ -27,7 +27,7 @@ def counter(home: Home, profile: Profile) -> Callable[[str], int]:
             "  then put the model's files into a folder and name that folder, or run where the hub can be reached"
         ) from None
 
-    @cache
+    @lru_cache(4096)  # the checks ask twice
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 

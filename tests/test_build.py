@@ -1,6 +1,7 @@
 """From seeds to a dataset, for the three experts as they are: every row judged once, nothing leaks."""
 
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -8,13 +9,14 @@ import pytest
 from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
-from factory.build import build, judge
+from factory.build import build, diversity, judge
 from factory.errors import UserError
-from factory.generate import SPARE, generate
+from factory.generate import generate
 from factory.paths import Home, read_params, read_profile
 from factory.schema import CANDIDATES, ROWS, VERDICTS, read_rows, write_rows
 from factory.seeds import held_out, read_seeds
 from factory.store import read_json
+from factory.teacher.phrases import PhrasesTeacher
 from factory.template import REASONS, read_template
 from factory.tokens import counter
 
@@ -40,7 +42,7 @@ def made(request, home, tmp_path_factory):
     """One expert, generated and built in two folders of their own, with everything read back from the first."""
     homes = [_copy(home, tmp_path_factory.mktemp(f"{request.param}-{n}")) for n in (1, 2)]
     for h in homes:
-        generate(h, request.param, read_params(h))
+        generate(h, request.param, read_params(h), read_profile(h, "pocket"))
         build(h, request.param, read_profile(h, "pocket"))
     first = homes[0]
     template = read_template(first.template(request.param))
@@ -65,7 +67,7 @@ def test_a_row_is_kept_exactly_when_it_has_no_reason(made):
 
 
 def test_kept_and_dropped_are_what_was_asked_for(made):
-    asked = len(made.seeds) * made.template.declaration.generate.per_seed * SPARE
+    asked = len(made.seeds) * made.template.declaration.generate.per_seed * PhrasesTeacher.spare
     dropped = sum(v["verdict"] == "drop" for v in made.verdicts)
     assert len(made.candidates) == asked
     assert len(made.train) + len(made.holdout) + dropped == asked
@@ -169,11 +171,16 @@ def test_the_statistics_add_up(made):
     assert stats["rows"] == {"train": len(made.train), "holdout": len(made.holdout)}
     assert stats["kept"] == sum(stats["rows"].values()) == sum(stats["answers"].values())
     told = [reason for v in made.verdicts for reason in v["reasons"]]
-    assert stats["dropped"] == {reason: told.count(reason) for reason in REASONS if reason in told}
-    assert stats["candidates"] - stats["kept"] <= sum(stats["dropped"].values())
+    assert stats["reasons"] == {reason: told.count(reason) for reason in REASONS if reason in told}
+    assert stats["kept"] + stats["dropped"] + stats["failed"] == stats["candidates"]
+    assert stats["dropped"] <= sum(stats["reasons"].values()) and stats["failed"] == 0
     seeds = {"train": made.train, "holdout": made.holdout}
     assert stats["seeds"] == {split: len({r["seed_id"] for r in rows}) for split, rows in seeds.items()}
-    assert len(stats["seeds_unused"]) + sum(stats["seeds"].values()) == len(made.seeds)
+    wanted = made.template.declaration.generate.per_seed
+    kept = Counter(r["seed_id"] for r in (*made.train, *made.holdout))
+    assert stats["seeds_short"] == {s.id: kept[s.id] for s in made.seeds if kept[s.id] < wanted}
+    assert 0 < stats["diversity"]["distinct_2"] < stats["diversity"]["distinct_3"] < 1
+    assert 0.3 < stats["diversity"]["nearest"] < 0.9
     quantiles = list(stats["tokens"].values())
     assert list(stats["tokens"]) == ["min", "p05", "median", "p95", "max"] and quantiles == sorted(quantiles)
 
@@ -182,7 +189,7 @@ def test_an_answer_s_rows_are_the_same_whatever_the_order_of_the_seeds(made, tmp
     turned = _copy(home, tmp_path)
     path = turned.seeds(made.expert)
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    generate(turned, made.expert, read_params(turned))
+    generate(turned, made.expert, read_params(turned), read_profile(turned, "pocket"))
     first, second = (h.dataset(made.expert, "candidates.parquet").read_bytes() for h in (made.homes[0], turned))
     assert first == second
 
@@ -203,11 +210,36 @@ def test_a_bad_candidate_has_all_its_reasons_and_others_are_not_compared_with_it
     first = made.candidates[0]["row_id"]
 
     def spoil(candidates):
-        candidates[0] |= {"output": "it depends", "finish_reason": "length", "instruction": "mail me: a@b.example.org"}
+        candidates[0] |= {"output": "it depends", "instruction": "mail me: a@b.example.org"}
 
     found = _judged(made, spoil)
-    assert {"form", "answer_missing", "truncated", "personal_data"} <= set(found[first]["reasons"])
+    assert {"form", "answer_missing", "personal_data"} <= set(found[first]["reasons"])
     assert found[first]["like"] == "" and not any(v["like"] == first for v in found.values())
+
+
+def test_a_failed_candidate_is_told_as_such_and_keeps_nobody_out(made):
+    bad = [made.candidates[0]["row_id"], made.candidates[1]["row_id"]]
+
+    def spoil(candidates):
+        nothing = {"output": "", "slots": [], "failure": "schema", "failure_detail": "not JSON"}
+        candidates[0] |= nothing  # even the seed's own words
+        candidates[1] |= nothing | {"instruction": ""}
+
+    found = _judged(made, spoil)
+    for row_id in bad:
+        assert (found[row_id]["verdict"], found[row_id]["reasons"]) == ("fail", ["schema"])
+        assert found[row_id]["detail"] == "not JSON"
+    kept = {v["row_id"] for v in made.verdicts if v["verdict"] == "keep"}
+    assert kept - set(bad) <= {row_id for row_id, v in found.items() if v["verdict"] == "keep"}
+
+
+def test_diversity_is_worst_where_all_say_the_same_and_best_where_nobody_does():
+    same = [("a", "which laptop is best")] * 3
+    assert diversity(same) == {"distinct_2": 0.333, "distinct_3": 0.333, "nearest": 1.0}
+    apart = diversity([("a", "one two three"), ("a", "vier gelb uhu")])
+    assert (apart["distinct_2"], apart["distinct_3"]) == (1.0, 1.0) and apart["nearest"] < 0.5
+    assert diversity([("a", "one two three"), ("b", "one two three")])["nearest"] == 0.0  # of other answers
+    assert diversity([]) == {"distinct_2": 0.0, "distinct_3": 0.0, "nearest": 0.0}
 
 
 def test_a_seed_fills_up_with_spare_candidates_when_some_fall(made):
@@ -233,8 +265,9 @@ def test_build_before_generate_names_the_command(checkout):
 
 
 def test_a_dataset_without_a_row_is_an_error_and_nothing_is_written(checkout):
-    rows = [c | {"output": "no"} for c in generate(checkout, "product", read_params(checkout))]
-    write_rows(checkout.dataset("product", "candidates.parquet"), CANDIDATES, rows)
+    path, profile = checkout.dataset("product", "candidates.parquet"), read_profile(checkout, "pocket")
+    generate(checkout, "product", read_params(checkout), profile)
+    write_rows(path, CANDIDATES, [c | {"output": "no"} for c in read_rows(path, CANDIDATES, "")])
     with pytest.raises(UserError, match="datasets/product: no row was kept\n  then see why: dmoe query"):
         build(checkout, "product", read_profile(checkout, "pocket"))
     assert [p.name for p in checkout.dataset("product", "x").parent.iterdir()] == ["candidates.parquet"]

@@ -34,12 +34,13 @@ def test_two_connections_write_to_one_file(tmp_path):
         assert one.summary() == two.summary() == [("product", "big", 100, 0, 2000, 3000, 500)]
 
 
-def test_prune_keeps_what_is_still_asked_for_and_hits_are_counted(tmp_path):
+def test_what_is_removed_is_gone_and_hits_are_counted(tmp_path):
     with Cache(tmp_path / "replies.sqlite") as cache:
         cache.put([kept("a"), kept("b", expert="legal")])
         cache.hit(["a", "a"])
         assert [row[:4] for row in cache.summary()] == [("legal", "big", 1, 0), ("product", "big", 1, 2)]
-        assert cache.prune({"a"}) == 1
+        assert cache.keys() == {"a": 50, "b": 50}
+        cache.remove(["b", "unknown"])
         assert [row[0] for row in cache.summary()] == ["product"]
 
 

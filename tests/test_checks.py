@@ -7,7 +7,8 @@ from rapidfuzz.utils import default_process
 
 from factory.checks import CHECKS, Reply, drift, faults
 from factory.paths import read_profile
-from factory.template import REASONS, Declaration, Template, read_template
+from factory.seeds import read_seeds
+from factory.template import FAILURES, REASONS, Declaration, Template, read_template
 from factory.tokens import counter
 
 CARE = "Drink plenty of water and rest in a quiet room."
@@ -31,8 +32,8 @@ def words(text):
     return len(text.split())
 
 
-def reasons(template, output, instruction=QUESTION, answer="headache", finish="stop", count=words):
-    return [f.reason for f in faults(Reply(instruction, answer, output, finish), template, count)]
+def reasons(template, output, instruction=QUESTION, answer="headache", count=words):
+    return [f.reason for f in faults(Reply(instruction, answer, output), template, count)]
 
 
 def details(template, output, reason, instruction=QUESTION, answer="headache"):
@@ -41,7 +42,8 @@ def details(template, output, reason, instruction=QUESTION, answer="headache"):
 
 
 def test_every_reason_of_a_single_candidate_has_a_check():
-    assert {"empty", *CHECKS, "drift"} | {"exact_copy", "near_copy", "like_held_out", "surplus"} == set(REASONS)
+    among_rows = {"exact_copy", "near_copy", "like_held_out", "surplus"}
+    assert {*FAILURES, *CHECKS, "drift"} | among_rows == set(REASONS)
 
 
 def test_a_reply_in_form_has_no_fault(medical):
@@ -139,8 +141,35 @@ def test_a_reply_may_have_as_many_tokens_as_the_template_says_and_no_more(medica
     assert reasons(medical, GOOD, count=lambda text: 51) == ["too_long"]
 
 
-def test_a_reply_cut_off_at_the_token_limit_is_truncated(medical):
-    assert reasons(medical, GOOD, finish="length") == ["truncated"]
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Welcher Laptop ist gut für die Schule?", "Quel ordinateur portable est le meilleur pour mes cours?",
+        "¿Qué portátil es el mejor para la oficina?", "Quale portatile devo comprare, che sono studente?",
+        "Welke laptop is het beste voor mijn werk?", "Qual notebook é melhor para uma viagem?",
+    ],
+)  # fmt: skip
+def test_a_question_in_another_language_of_the_same_script_is_told(medical, question):
+    assert "language" in reasons(medical, GOOD, question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "laptop?", "best laptop 4 uni pls thx", "my son el niño needs las vegas size screen, which one",
+        "que laptop should I get", "hello i come from other country and need good computer",
+    ],
+)  # fmt: skip
+def test_a_question_in_english_is_not_taken_for_another_language(medical, question):
+    assert "language" not in reasons(medical, GOOD, question)
+
+
+def test_no_seed_is_taken_for_another_language(home):
+    for expert in ("product", "medical", "legal"):
+        template = read_template(home.template(expert))
+        for seed in read_seeds(home.seeds(expert), template):
+            found = faults(Reply(seed.instruction, seed.answer, "-"), template, words)
+            assert "language" not in [fault.reason for fault in found], seed.instruction
 
 
 def test_a_reply_that_repeats_the_question_is_an_echo(medical):
@@ -224,21 +253,19 @@ def test_other_personal_data_beside_fixed_text_is_found(hotline):
 def test_all_reasons_are_told_at_once_and_in_order(medical):
     question = "what about \u982d migraine and tinnitus"
     output = f"However, {question}: mail jo@mail.example.org"
-    assert reasons(medical, output, question, finish="length") == [
-        "form", "answer_missing", "answer_missing", "other_answer", "rival", "hedge", "too_short", "truncated", "echo",
-        "script", "script", "personal_data",
+    assert reasons(medical, output, question) == [
+        "form", "answer_missing", "answer_missing", "other_answer", "rival", "hedge", "too_short", "echo", "script",
+         "script", "personal_data",
     ]  # fmt: skip
 
 
 def test_too_long_is_told_beside_other_reasons(medical):
-    assert reasons(medical, "however " * 60, finish="length") == [
-        "form", "answer_missing", "answer_missing", "hedge", "too_long", "truncated"
-    ]  # fmt: skip
+    assert reasons(medical, "however " * 60) == ["form", "answer_missing", "answer_missing", "hedge", "too_long"]
 
 
-@given(instruction=st.text(), output=st.text(), finish=st.sampled_from(["stop", "length"]))
-def test_whatever_is_said_every_fault_has_a_known_reason_and_a_detail(medical, instruction, output, finish):
-    found = faults(Reply(instruction, "headache", output, finish), medical, words)
+@given(instruction=st.text(), output=st.text())
+def test_whatever_is_said_every_fault_has_a_known_reason_and_a_detail(medical, instruction, output):
+    found = faults(Reply(instruction, "headache", output), medical, words)
     assert found and all(f.reason in REASONS and f.detail for f in found)
 
 

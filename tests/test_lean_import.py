@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "vllm", "pandas", "duckdb")
+HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "vllm", "pandas", "duckdb", "openai", "aiohttp")
 TOLD = f"print([name for name in {HEAVY} if sys.modules.get(name)])"
 
 
@@ -27,7 +27,18 @@ def test_the_command_line_loads_no_heavy_package(words, checkout):
     assert loaded(command(*words), checkout.root) == "[]"
 
 
-@pytest.mark.parametrize("module", ["train.sft", "train.score", "train.export", "serve.gateway", "factory.query"])
+STAGES = (
+    "train.sft",
+    "train.score",
+    "train.export",
+    "serve.gateway",
+    "factory.query",
+    "factory.generate",
+    "factory.replies",
+)
+
+
+@pytest.mark.parametrize("module", STAGES)
 def test_a_stage_loads_no_heavy_package_before_it_runs(module, tmp_path):
     assert loaded(f"import {module}", tmp_path) == "[]"
 

@@ -12,6 +12,7 @@ from factory.generate import generate
 from factory.package import package
 from factory.paths import read_params, read_profile
 from factory.schema import ROWS, read_rows
+from factory.store import read_json
 from serve.ask import answers
 from serve.market import installed
 from train.export import base_gguf, export
@@ -35,7 +36,7 @@ def small(checkout, tiny_base):
 
 def _train(small):
     profile = read_profile(small, "pocket")
-    generate(small, "product", read_params(small))
+    generate(small, "product", read_params(small), read_profile(small, "pocket"))
     build(small, "product", profile)
     train(small, "product", profile)
     export(small, "product", profile)
@@ -76,6 +77,11 @@ def test_a_trained_adapter_loads_into_plain_peft(small):
 
     profile = _train(small)
     model = PeftModel.from_pretrained(load_base(small, profile), str(small.expert("product", "adapter")))
+    folder = small.expert("product", "adapter")
+    assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == profile.model
+    assert not any(
+        str(small.root).encode() in path.read_bytes() for path in folder.iterdir()
+    )  # no place of this machine
     trained = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert len(trained) == 7 * model.config.num_hidden_layers and all(torch.count_nonzero(p) for p in trained)
 
@@ -95,7 +101,7 @@ def test_a_loss_on_anything_but_the_reply_stops_before_the_first_step(small):
     assert broken != path.read_text()
     path.write_text(broken)
     profile = read_profile(small, "pocket")
-    generate(small, "product", read_params(small))
+    generate(small, "product", read_params(small), read_profile(small, "pocket"))
     build(small, "product", profile)
     with pytest.raises(UserError, match="the loss would fall on"):
         train(small, "product", profile)
@@ -106,7 +112,7 @@ def test_a_mixture_of_experts_base_is_refused_with_the_reason(small):
     config = small.root / "models" / "pocket" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "qwen3_moe", "num_experts": 8}))
     profile = read_profile(small, "pocket")
-    generate(small, "product", read_params(small))
+    generate(small, "product", read_params(small), read_profile(small, "pocket"))
     build(small, "product", profile)
     with pytest.raises(UserError, match="(?s)mixture-of-experts base .* dilutes"):
         train(small, "product", profile)

@@ -1,5 +1,6 @@
 """The embedded teacher: deterministic, true to the seed, and within the template's own phrases."""
 
+import asyncio
 import random
 import re
 
@@ -25,7 +26,11 @@ def product(home):
 
 
 def _replies(template, seed=SEED, samples=range(12)):
-    return list(PhrasesTeacher(template).replies([Request(seed, n) for n in samples]))
+    return [asyncio.run(PhrasesTeacher(template).reply(Request(seed, n))) for n in samples]
+
+
+def _variants(template, seed=SEED, samples=range(12)):
+    return [variant for reply in _replies(template, seed, samples) for variant in reply.variants]
 
 
 def _with_voices(home, voices):
@@ -52,11 +57,11 @@ def test_every_reply_has_a_key_of_its_own(product):
 
 
 def test_sample_0_is_the_seed_in_its_own_words(product):
-    assert _replies(product)[0].instruction == QUESTION
+    assert _variants(product)[0].instruction == QUESTION
 
 
 def test_other_samples_say_it_in_other_words(product):
-    found = [reply.instruction for reply in _replies(product)[1:]]
+    found = [variant.instruction for variant in _variants(product)[1:]]
     assert QUESTION not in found and len(set(found)) > 8
 
 
@@ -69,25 +74,25 @@ def test_every_voice_of_a_template_is_known_to_the_teacher(home, expert):
 @pytest.mark.parametrize("voice", sorted(STYLES))
 def test_each_voice_puts_its_own_words_around_the_question(home, voice):
     around = [words.lower() for words in (*BEFORE[voice], *AFTER[voice])]
-    for reply in _replies(_with_voices(home, [voice]))[1:]:
+    for reply in _variants(_with_voices(home, [voice]))[1:]:
         assert any(words in reply.instruction.lower() for words in around)
         assert find_any(["laptop"], reply.instruction)
 
 
 def test_samples_take_the_voices_in_turn(home):
     voices = sorted(STYLES)
-    turns = _replies(_with_voices(home, voices), samples=range(1, 6))
+    turns = _variants(_with_voices(home, voices), samples=range(1, 6))
     for voice, reply in zip(voices, turns, strict=True):
         assert any(words.lower() in reply.instruction.lower() for words in (*BEFORE[voice], *AFTER[voice]))
 
 
 def test_on_a_phone_everything_is_lower_case_and_short(home):
-    for reply in _replies(_with_voices(home, ["on a phone"]))[1:]:
+    for reply in _variants(_with_voices(home, ["on a phone"]))[1:]:
         assert reply.instruction == reply.instruction.lower() and "?" not in reply.instruction
 
 
 def test_a_voice_that_the_teacher_does_not_know_keeps_the_question_and_puts_any_words_around_it(home):
-    found = _replies(_with_voices(home, ["like a pirate"]))
+    found = _variants(_with_voices(home, ["like a pirate"]))
     assert all(QUESTION in reply.instruction for reply in found)
     assert len({reply.instruction for reply in found}) > len(found) / 2
 
@@ -126,8 +131,7 @@ def test_a_question_s_own_words_stay_in_their_order(words, voice, seed):
 def test_every_slot_of_every_form_is_filled_from_the_phrases(home, expert):
     template = read_template(home.template(expert))
     seeds = read_seeds(home.seeds(expert), template)
-    for reply in PhrasesTeacher(template).replies(Request(seed, n) for seed in seeds for n in range(4)):
-        answer = reply.request.seed.answer
+    for answer, reply in ((seed.answer, reply) for seed in seeds for reply in _variants(template, seed, range(4))):
         assert set(reply.slots) == set(template.output.slots)
         assert all(value in template.phrases(name, answer) for name, value in reply.slots.items())
         for form in range(len(template.output.forms)):
@@ -137,13 +141,13 @@ def test_every_slot_of_every_form_is_filled_from_the_phrases(home, expert):
 
 def test_a_seed_s_own_slots_are_kept_and_the_others_filled(product):
     seed = Seed("product-0001", QUESTION, "desk", "CC0-1.0", "default", {"use": "study"})
-    found = _replies(product, seed)
+    found = _variants(product, seed)
     assert {reply.slots["use"] for reply in found} == {"study"}
     assert len({reply.slots["reason"] for reply in found}) > 3
 
 
 def test_slots_that_are_left_open_vary(product):
-    assert {len({reply.slots[name] for reply in _replies(product)}) > 3 for name in ("use", "reason")} == {True}
+    assert {len({reply.slots[name] for reply in _variants(product)}) > 3 for name in ("use", "reason")} == {True}
 
 
 @pytest.mark.parametrize("expert", EXPERTS)
@@ -161,6 +165,7 @@ def test_a_slot_that_it_cannot_fill_is_told_before_anything_is_asked(product):
         PhrasesTeacher(Template(Declaration.model_validate(raw)))
 
 
-def test_a_reply_says_that_it_ended_by_itself_and_cost_nothing(product):
+def test_a_reply_is_one_variant_that_ended_by_itself_and_cost_nothing(product):
     for reply in _replies(product):
+        assert len(reply.variants) == PhrasesTeacher.variants == 1 and reply.text == ""
         assert (reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("stop", 0, 0)

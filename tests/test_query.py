@@ -20,8 +20,9 @@ def _candidate(row_id, instruction, **changes):
     row = {
         "row_id": row_id, "expert": "medical", "seed_id": "medical-0001", "split": "train", "sample": 1,
         "answer": "headache", "instruction": instruction, "output": REPLY,
-        "slots": [{"name": "care", "value": "Rest."}], "form": 0, "teacher": "phrases", "request": "k",
-        "finish_reason": "stop", "prompt_tokens": 0, "completion_tokens": 0,
+        "slots": [{"name": "care", "value": "Rest."}], "form": 0, "failure": "", "failure_detail": "",
+        "teacher": "phrases", "request": "k", "reply": "", "finish_reason": "stop", "prompt_tokens": 0,
+        "completion_tokens": 0,
     }  # fmt: skip
     return row | changes
 

@@ -60,13 +60,20 @@ EDITS = {
     "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal"}),
     "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal", "package@legal"}),
     "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
-    "a module of one stage": ("factory/dedup.py", "from", "\nfrom", stages("build")),
+    "a rival": (
+        "templates/product.yaml", "- Chromebook", "- Chromebox", {"generate@product", "build@product", "score@product"}
+    ),
+    "a module of two stages": ("factory/dedup.py", "from", "\nfrom", stages("generate", "build")),
+    "how a teacher is reached": ("factory/teacher/client.py", "import", "\nimport", set()),
+    "how a teacher is asked": ("factory/teacher/chat.py", "import", "\nimport", stages("generate")),
+    "the teacher": ("params.yaml", "kind: phrases", "kind: other", stages("generate")),
     "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
     "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
     "the base": (
-        "profiles/pocket.yaml", "revision: ", "revision: x", stages("build", "train", "export", "score", "package")
+        "profiles/pocket.yaml", "revision: ", "revision: x",
+        stages("generate", "build", "train", "export", "score", "package"),
     ),
 }  # fmt: skip
 

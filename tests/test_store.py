@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory import schema
 from factory.errors import Problems, UserError
-from factory.schema import ROWS, VERDICTS, read_rows, write_rows
+from factory.schema import ROWS, VERDICTS, read_rows, write_rows, writing
 from factory.store import once, read_json, read_parquet, read_text, sha256, whole, write_json, write_parquet, write_text
 
 KILLED_FILE = """
@@ -301,3 +302,35 @@ def test_a_row_that_breaks_a_rule_is_an_error_and_nothing_is_written(tmp_path, b
     with pytest.raises(UserError, match=rf"a\.parquet: (.|\n)*{told}"):
         write_rows(path, VERDICTS, [_verdict("r0"), broken])
     assert list(tmp_path.iterdir()) == []
+
+
+def _written(path, portions):
+    with writing(path, VERDICTS) as write:
+        for portion in portions:
+            write(portion)
+    return path.read_bytes()
+
+
+def test_rows_written_portion_by_portion_are_checked_and_the_portions_leave_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "ROW_GROUP", 4)
+    rows = [_verdict(row_id=f"{i:04}") for i in range(10)]
+    whole_ = _written(tmp_path / "a.parquet", [rows])
+    assert whole_ == _written(tmp_path / "b.parquet", [rows[:3], [], rows[3:4], rows[4:]])
+    assert read_rows(tmp_path / "b.parquet", VERDICTS, "") == rows
+
+
+def test_no_row_at_all_is_a_file_too(tmp_path):
+    _written(tmp_path / "a.parquet", [])
+    assert read_rows(tmp_path / "a.parquet", VERDICTS, "") == []
+
+
+def test_a_row_that_is_there_twice_is_found_across_row_groups_and_the_old_file_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "ROW_GROUP", 4)
+    rows = [_verdict(row_id=f"{i:04}") for i in range(10)]
+    before = _written(tmp_path / "a.parquet", [rows])
+    with pytest.raises(UserError, match=r"a\.parquet: row_id '0001' is there twice"):
+        _written(tmp_path / "a.parquet", [rows, [rows[1]]])
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "a.parquet", VERDICTS) as write:
+        write(rows[:6])
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"] and (tmp_path / "a.parquet").read_bytes() == before

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from factory.errors import Problems
-from factory.template import Declaration, Template, fields, find_any, read_template
+from factory.template import Declaration, Template, any_pattern, fields, find_any, phrase_pattern, read_template
 
 TEA = """\
 expert: tea
@@ -139,19 +139,61 @@ def test_a_key_knows_its_line(tea):
 
 
 def test_a_prompt_carries_the_seeds_own_answer_alone(tea):
-    system, user = tea.prompt("what shall I drink", "black", "terse", 3)
+    system, user = tea.prompt("what shall I drink", "black", ["terse", "chatty", "terse"], {})
+    text = system["content"]
     assert user == {"role": "user", "content": "what shall I drink"}
-    assert "what a black tea is wanted for (at most 3 words)" in system["content"] and "3 variants" in system["content"]
-    assert "green" not in system["content"] and "terse" in system["content"]
+    assert "what a black tea is wanted for (at most 3 words; for example breakfast / a long day)" in text
+    assert "Write 3 variants" in text and "1. terse\n2. chatty\n3. terse" in text
+    assert "green" not in text and "answered with: Assam" in text and "never says Assam" in text
+
+
+def test_a_prompt_lets_a_question_name_the_answer_where_the_seed_does(tea):
+    assert "never says" not in tea.prompt("is Assam any good", "black", ["terse"], {})[0]["content"]
+
+
+def test_a_prompt_holds_no_form_so_that_an_edited_form_asks_nobody(tea):
+    text = tea.prompt("what shall I drink", "black", ["terse"], {})[0]["content"]
+    assert not any(form.split("{")[0].strip() and form.split("{")[0] in text for form in tea.output.forms)
+
+
+def test_a_slot_that_the_seed_fills_is_told_and_not_asked_for(tea):
+    system, _ = tea.prompt("what shall I drink", "black", ["terse"], {"use": "a long day"})
+    assert "use: is 'a long day' already" in system["content"] and "is wanted for" not in system["content"]
+    one = tea.schema("black", 2, {"use": "a long day"})["properties"]["variants"]["items"]
+    assert list(one["properties"]) == ["instruction", "why"] == one["required"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tidy"),
+    [
+        ("use", "  Breakfast.  ", "breakfast"), ("use", "A  long\nday", "a long day"), ("use", "PDF work", "PDF work"),
+        ("use", "I travel", "I travel"), ("use", "", ""), ("why", "it is strong", "It is strong."),
+        ("why", "It is strong!", "It is strong!"),
+    ],
+)  # fmt: skip
+def test_a_teachers_text_is_set_as_the_phrases_of_its_slot_are(tea, name, text, tidy):
+    assert tea.tidy(name, text, "black") == tidy
+
+
+def test_a_text_for_a_slot_without_phrases_is_left_as_it_is(tmp_path):
+    bare = read(tmp_path, (", phrases: [breakfast, a long day]", ""))
+    assert bare.tidy("use", " Three  Words. ", "black") == "Three Words."
+
+
+@given(phrases=st.lists(st.text(st.sampled_from("abAB -.é"), min_size=1).filter(str.strip), min_size=1), text=st.text())
+def test_looking_for_many_phrases_at_once_finds_what_looking_one_by_one_does(phrases, text):
+    text += f" {phrases[0]}" if len(text) % 2 else ""
+    one_by_one = any(re.search(phrase_pattern(phrase), text, re.IGNORECASE) for phrase in phrases)
+    assert bool(any_pattern(tuple(phrases)).search(text)) == one_by_one == (find_any(phrases, text) is not None)
 
 
 def test_the_schema_bounds_every_text_and_closes_a_slot_without_an_ask(tea):
-    variants = tea.schema("green", 3)["properties"]["variants"]
+    variants = tea.schema("green", 3, {})["properties"]["variants"]
     assert (variants["minItems"], variants["maxItems"]) == (3, 3)
     one = variants["items"]
     assert one["required"] == list(one["properties"]) == ["instruction", "use", "why"]
     assert one["additionalProperties"] is False and one["properties"]["use"]["maxLength"] == 36
-    assert one["properties"]["why"] == {"enum": ["It is light.", "It is fresh."]}
+    assert one["properties"]["why"] == {"type": "string", "enum": ["It is light.", "It is fresh."]}
 
 
 # -- in form ------------------------------------------------------------------------------------
@@ -406,7 +448,7 @@ MISTAKES = {
     ),
     "a test of no reason": (
         "{verdict: keep}", "{verdict: drop, reason: boredom}", "expect:", "tests.0.expect.reason",
-        "'boredom' is no reason; one of empty, form",
+        "'boredom' is no reason; one of empty, truncated",
     ),
     "a drop without a reason": (
         "{verdict: keep}", "{verdict: drop}", "expect:", "tests.0.expect", "a drop names its reason",

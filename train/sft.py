@@ -12,7 +12,7 @@ from typing import Any
 from factory.errors import UserError
 from factory.paths import Home, Profile
 from factory.schema import ROWS, read_rows
-from factory.store import whole
+from factory.store import read_json, whole, write_json
 from factory.template import Template, read_template
 from train.base import load_base, load_tokenizer
 
@@ -51,6 +51,8 @@ def train(home: Home, expert: str, profile: Profile) -> None:
         with disable_input_dtype_casting(trainer.model):
             trainer.train()
         trainer.model.save_pretrained(out)
+        config = out / "adapter_config.json"  # PEFT writes where the base lies on this machine
+        write_json(config, read_json(config) | {"base_model_name_or_path": profile.model})
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
 
 
@@ -83,7 +85,7 @@ def _arguments(template: Template, profile: Profile, rows: int, state: Path) -> 
         learning_rate=wanted["learning_rate"], warmup_steps=round(wanted["warmup"] * steps), lr_scheduler_type="cosine",
         weight_decay=0.0, seed=SEED, data_seed=SEED, completion_only_loss=True, max_length=None,
         train_sampling_strategy="group_by_length",  # rows of one length share a batch: little padding
-        bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False, dataloader_pin_memory=gpu,
+        bf16=gpu, use_cpu=not gpu, activation_checkpointing=False, dataloader_pin_memory=gpu,
     )  # fmt: skip
 
 

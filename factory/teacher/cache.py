@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from factory.errors import UserError, relative
 
@@ -37,7 +37,7 @@ SLOTS = ", ".join("?" for _ in fields(Kept))
 TABLE = f"CREATE TABLE IF NOT EXISTS replies ({', '.join(COLUMNS)}, hits INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (key))"
 
 
-def key_of(parts: dict[str, Any]) -> str:
+def key_of(parts: object) -> str:
     """SHA-256 of `parts` in canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -95,11 +95,13 @@ class Cache:
             "sum(length(CAST(text AS BLOB))) FROM replies GROUP BY expert, model ORDER BY expert, model"
         ).fetchall()
 
-    def prune(self, wanted: set[str]) -> int:
-        """Removes every reply whose key is not in `wanted`; returns how many went."""
-        gone = [(key,) for (key,) in self._db.execute("SELECT key FROM replies") if key not in wanted]
+    def keys(self) -> dict[str, int]:
+        """The keys of all replies, and the tokens that each has cost."""
+        return dict(self._db.execute("SELECT key, prompt_tokens + completion_tokens FROM replies").fetchall())
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Removes replies for ever, and gives their room back to the disk."""
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("DELETE FROM replies WHERE key = ?", gone)
+        self._db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in keys])
         self._db.execute("COMMIT")
         self._db.execute("VACUUM")
-        return len(gone)

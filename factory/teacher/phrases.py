@@ -4,15 +4,14 @@ It recombines the seed's own wording, what people of each voice put around a que
 template's own phrases. It cannot write anything new, and says so by its name.
 """
 
-import hashlib
-import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from factory.errors import UserError
 from factory.seeds import Seed
-from factory.teacher import Reply, Request
+from factory.teacher import Reply, Request, Variant
+from factory.teacher.cache import key_of
 from factory.template import Template
 
 BEFORE = {
@@ -114,6 +113,9 @@ class PhrasesTeacher:
     """Recombines what template and seeds already say."""
 
     name = "phrases"
+    variants = 1
+    spare = 2  # it costs nothing: some fall in build, the rest is surplus
+    budget = 1
 
     def __init__(self, template: Template) -> None:
         self.template = template
@@ -121,28 +123,25 @@ class PhrasesTeacher:
             where = f"templates/{template.expert}.yaml: output.slots.{unfilled[0]}"
             raise UserError(f"{where}: has no phrases, and the embedded teacher cannot write; add phrases")
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """One reply a request, in order. Sample 0 is the seed in its own words."""
-        for request in requests:
-            seed, declared = request.seed, self.template.declaration
-            voice = declared.generate.voices[(request.sample - 1) % len(declared.generate.voices)]
-            phrases = {name: self.template.phrases(name, seed.answer) for name in self.template.output.slots}
-            key = _key(
-                [declared.expert, seed.id, seed.instruction, seed.answer, seed.slots, voice, phrases, request.sample]
-            )
-            rng = random.Random(key)
-            instruction = reword(seed, voice, rng) if request.sample else seed.instruction
-            slots = {name: rng.choice(choices) for name, choices in phrases.items()} | seed.slots
-            yield Reply(request, instruction, slots, key, "stop")
+    async def reply(self, request: Request) -> Reply:
+        """One variant, the same each time. Number 0 is the seed in its own words."""
+        seed, declared, number = request.seed, self.template.declaration, request.number
+        voice = declared.generate.voices[(number - 1) % len(declared.generate.voices)]
+        phrases = {name: self.template.phrases(name, seed.answer) for name in self.template.output.slots}
+        key = key_of([declared.expert, seed.id, seed.instruction, seed.answer, seed.slots, voice, phrases, number])
+        rng = random.Random(key)
+        instruction = reword(seed, voice, rng) if number else seed.instruction
+        slots = {name: rng.choice(choices) for name, choices in phrases.items()} | seed.slots
+        return Reply([Variant(instruction, slots)], key, "", "stop")
+
+    def status(self) -> str:
+        """Nothing: it is done at once."""
+        return ""
 
 
 def slots_without_phrases(template: Template) -> list[str]:
     """The slots that only a teacher who can write could fill."""
     return [n for n in template.output.slots if not all(template.phrases(n, answer) for answer in template.answers)]
-
-
-def _key(parts: list[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def reword(seed: Seed, voice: str, rng: random.Random) -> str:
