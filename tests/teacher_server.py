@@ -5,7 +5,8 @@ It prints its port. A good reply is made of the request alone, so equal requests
 
 A transport fault (400, 429, 500, 503, hang, close, half) hits a share of the tries; the same request comes
 through later. A content fault (cut, empty, shape, language, script, answer, rival, large, same, ignore) hits a share
-of the requests, for ever. `burst`: everything is refused with 429 for 0.3 s of every 2 s. `down`: always 503.
+of the requests, for ever. `burst`: everything is refused with 429 for 0.3 s of every 2 s. `down`: always 503;
+`outage`: 503 from the first second to the third.
 With --key other keys get 401; with --secret every error and every reply repeats the Authorization header.
 GET /count tells how many tries there were, how many were answered, how many of them were different, how often the
 most frequent was sent, and how often each fault struck.
@@ -30,6 +31,7 @@ WORDS = re.findall(
 OPEN = ("/count", "/health")
 tries, answered, sent, by_fault = 0, 0, Counter(), Counter()
 active = most_active = 0
+first, tenths = None, Counter()  # when the first request came; replies in each tenth of a second since
 
 
 def text(rule, rng):
@@ -108,7 +110,7 @@ def http(status, value, extra=()):
 
 
 def transport_fault(body, options):
-    if "down" in options.faults:
+    if "down" in options.faults or ("outage" in options.faults and 1.0 < time.monotonic() - first < 3.0):
         return "503"
     if "burst" in options.faults and (time.monotonic() - options.began) % 2.0 < 0.3:
         return "429"
@@ -117,8 +119,9 @@ def transport_fault(body, options):
 
 
 async def answer(body, head, options, writer):
-    global tries, answered
+    global tries, answered, first
     tries += 1
+    first = first or time.monotonic()
     sent[hash(body)] += 1
     fault = transport_fault(body, options)
     by_fault[fault] += fault is not None
@@ -137,6 +140,7 @@ async def answer(body, head, options, writer):
         writer.close()
         return b""
     answered += 1
+    tenths[int((time.monotonic() - first) * 10)] += 1
     return data
 
 
@@ -168,7 +172,7 @@ async def handle(reader, writer, options):
                     "most_sent": most,
                     "most_active": most_active,
                 }
-                data = http(200, {**told, "faults": by_fault})
+                data = http(200, {**told, "faults": by_fault, "tenths": tenths})
             else:
                 data = http(200, {"object": "list", "data": [{"id": "mock", "object": "model"}]})
             if not data:

@@ -145,7 +145,7 @@ def test_a_second_run_sends_nothing_and_writes_the_same_bytes(taught, good, unbr
     home, run = taught
     run(good)
     sent = count(good)["tries"]
-    assert run(good).status.endswith("24 of 24 replies kept")
+    assert run(good).status == "24 requests, 24 answered from the cache, 0 tokens"
     assert count(good)["tries"] == sent and candidates(home).read_bytes() == unbroken
     with Cache(home.replies) as cache:
         assert cache.summary()[0][:4] == ("product", "mock", 24, 24)
@@ -821,10 +821,12 @@ def test_llama_cpp_is_a_teacher_too_and_honours_the_schema(taught, tiny_gguf, tm
         monkeypatch.setenv("DMOE_TEACHER_KEY", llama.key)
         make(home)
     found = rows(home)
-    assert {row["failure"] for row in found} <= {"", "truncated", "schema"}  # a random model: shape without sense,
-    assert sum(row["failure"] == "schema" for row in found) <= len(found) / 3  # and at times half a character
+    # A random model: shape without sense, at times half a character, or more characters than it was given.
+    assert {row["failure"] for row in found} <= {"", "truncated", "schema"}
+    assert sum(row["failure"] == "schema" for row in found) <= len(found) / 2
     whole = [json.loads(row["reply"]) for row in found if row["reply"] and row["finish_reason"] == "stop"]
-    assert whole and all(4 <= len(reply["variants"][0]["instruction"]) <= 400 for reply in whole)
+    reasons = read_template(template).phrases("reason", "default")
+    assert whole and all(reply["variants"][0]["reason"] in reasons for reply in whole)  # no chance hit: a closed slot
     assert llama.key.encode() not in candidates(home).read_bytes() + home.replies.read_bytes()
 
 

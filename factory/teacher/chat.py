@@ -53,8 +53,9 @@ class ChatTeacher:
 
     def status(self) -> str:
         """How many requests are in flight, how many tokens have come, how many replies were kept already."""
-        parts = [f"{self._client.limiter.active} in flight"] if self._client else []
-        return ", ".join([*parts, f"{self.tokens:,} tokens", f"{len(self.found):,} of {len(self.used):,} replies kept"])
+        active = self._client.limiter.active if self._client else 0
+        asked = f"{len(self.used):,} requests, {len(self.found):,} answered from the cache, {self.tokens:,} tokens"
+        return f"{active} in flight, {asked}" if active else asked
 
     async def reply(self, request: Request) -> Reply:
         """The variants of one request, from the cache or the server; see `Teacher.reply`."""
@@ -218,7 +219,7 @@ def read_variants(kept: Kept, schema: dict[str, Any], wanted: int) -> list[Varia
 
 def _variant(item: Any, properties: dict[str, Any], cut: bool) -> Variant:
     if detail := _misfit(item, properties):
-        return Variant(failure="truncated" if cut else "schema", detail=detail)
+        return Variant(failure="truncated", detail="cut off") if cut else Variant(failure="schema", detail=detail)
     return Variant(item["instruction"], {name: item[name] for name in properties if name != "instruction"})
 
 

@@ -10,6 +10,7 @@ import base64
 import os
 import random
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -139,7 +140,7 @@ class Client:
     def __init__(self, server: Address, sender: openai.AsyncOpenAI) -> None:
         self.server, self._sender = server, sender
         self.limiter = Limiter()
-        self._heard = self._began = time.monotonic()
+        self._heard = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=100)  # of the last replies
         self._replies = self._lost = 0
         self._flights: dict[asyncio.Timeout, tuple[float, int]] = {}
@@ -152,9 +153,11 @@ class Client:
             UserError: the server is gone, lets nobody in, or has answered nothing for too long.
         """
         broken = waits = 0
+        first = 0.0
         while True:
             async with self.limiter:
                 sent = time.monotonic()
+                first = first or sent
                 found = await self._send(body, broken)
                 if isinstance(found, Answer):
                     keep(found)
@@ -163,7 +166,7 @@ class Client:
             # a hang is overload only where nobody else was answered meanwhile
             if found.kind == "busy" or (found.kind == "slow" and self._heard < sent):
                 self.limiter.cut(sent)
-            self._despair(found)
+            self._despair(found, first)
             broken += found.kind in ("broken", "slow")
             if found.kind == "refused" or broken == TRIES:
                 self._lost += 1
@@ -219,10 +222,12 @@ class Client:
             kind = "busy" if status in BUSY else "stop" if status in STOP else "broken" if status >= 500 else "refused"
             return Fault(kind, f"{status}: {self._said(error)}", _again(error.response.headers.get("retry-after")))
         root = _root(error)
-        if isinstance(root, ConnectionRefusedError | socket.gaierror):
-            return Fault("busy", NOBODY)
         if isinstance(error, TimeoutError):
             return Fault("slow", "no reply in time")
+        if isinstance(root, ConnectionRefusedError | socket.gaierror | TimeoutError):  # the last: no connection in time
+            return Fault("busy", NOBODY)
+        if isinstance(root, ssl.SSLError):
+            return Fault("stop", f"no secure connection: {root.reason or root}")
         if isinstance(error, openai.APIConnectionError):
             return Fault("broken", "the connection was closed in the middle")
         return Fault("broken", "the reply is no chat completion")
@@ -247,11 +252,11 @@ class Client:
         self._lost = 0
         self.limiter.replied()
 
-    def _despair(self, fault: Fault) -> None:
-        """Ends the run where waiting is of no use."""
+    def _despair(self, fault: Fault, since: float) -> None:
+        """Ends the run where waiting is of no use; `since`: when the request first went out."""
         if fault.kind == "stop":
             raise UserError(f"{self.server.shown}: {fault.text}")
-        silence = time.monotonic() - self._heard
+        silence = time.monotonic() - max(self._heard, since)
         patience = max(SILENT, 4 * self.timeout(0)) if self._replies else SILENT
         if not self._replies and fault.text == NOBODY:
             patience = UNHEARD
