@@ -37,7 +37,8 @@ SECRET = 6  # characters: a shorter key ("EMPTY", "none") is no secret, and woul
 LEARNT, UNSURE = 20, 10.0  # replies after which the time-out follows from them; before, not under this
 NOBODY = "nobody answers at that address"
 BUSY = {429, 502, 503, 504, 529}
-STOP = {401, 403, 404}
+KEY_CURE = "\n  then set DMOE_TEACHER_KEY to a key that it takes"
+STOP = {401: KEY_CURE, 403: KEY_CURE, 404: "\n  then check the address's path (/v1) and teacher.model in params.yaml"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class Client:
         if isinstance(error, openai.APIStatusError):
             status = error.status_code
             kind = "busy" if status in BUSY else "stop" if status in STOP else "broken" if status >= 500 else "refused"
-            return Fault(kind, f"{status}: {self._said(error)}", _again(error.response.headers.get("retry-after")))
+            text = f"{status}: {self._said(error)}{STOP.get(status, '')}"
+            return Fault(kind, text, _again(error.response.headers.get("retry-after")))
         root = _root(error)
         if isinstance(error, TimeoutError):
             return Fault("slow", "no reply in time")
