@@ -1,12 +1,14 @@
 """`dmoe teacher check` and `dmoe teacher cache`: the teacher's server, and the replies that were paid for."""
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from factory.errors import UserError
 from factory.generate import of_seed, server_of
 from factory.paths import Home, Params, Phrases, Profile
 from factory.seeds import read_seeds
+from factory.store import read_parquet
 from factory.teacher.cache import Cache
 from factory.template import read_template
 from factory.tokens import counter
@@ -48,7 +50,7 @@ def forget_failed(home: Home, params: Params, cache: Cache) -> int:
 
     The candidates files that hold them go too (`dvc repro` makes them anew); what was good in them is kept.
     """
-    from factory.teacher.chat import remember, useless
+    from factory.teacher.chat import remember
 
     gone = 0
     for expert in params.experts:
@@ -59,6 +61,15 @@ def forget_failed(home: Home, params: Params, cache: Cache) -> int:
             path.unlink()
             gone += len(keys)
     return gone
+
+
+def useless(candidates: Path) -> set[str]:
+    """The keys of replies in a candidates file of which not one variant could be used."""
+    table = read_parquet(candidates, "dvc repro")
+    if not {"request", "failure"} <= set(table.schema.names):
+        return set()  # of an older form, which had no failures
+    pairs = list(zip(table["request"].to_pylist(), table["failure"].to_pylist(), strict=True))
+    return {key for key, _ in pairs} - {key for key, failure in pairs if not failure}
 
 
 def check_teacher(home: Home, expert: str, params: Params) -> "list[Finding]":

@@ -23,10 +23,11 @@ from factory.build import build
 from factory.errors import Problems, UserError
 from factory.generate import generate
 from factory.paths import Home, read_params, read_profile
+from factory.replies import useless
 from factory.schema import CANDIDATES, ROWS, read_rows, write_rows
 from factory.store import read_json
 from factory.teacher.cache import Cache, Kept
-from factory.teacher.chat import longest, own_words, read_variants, remember, useless
+from factory.teacher.chat import longest, own_words, read_variants, remember
 from factory.teacher.limit import MOST, START, Limiter
 from factory.template import read_template
 
@@ -679,6 +680,7 @@ def test_candidates_that_are_damaged_or_of_an_older_form_are_passed_over(tmp_pat
         path.unlink()
         write_rows(path, ROWS, [])
         remember(path, cache)
+        assert useless(path) == set()
         assert cache.keys() == {}
 
 

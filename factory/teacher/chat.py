@@ -52,7 +52,7 @@ class ChatTeacher:
         await self._open.aclose()
 
     def status(self) -> str:
-        """How many requests are in flight, how many tokens have come, how many replies were kept already."""
+        """How many requests are in flight, how many there were, how many of them cost nothing, tokens."""
         active = self._client.limiter.active if self._client else 0
         asked = f"{len(self.used):,} requests, {len(self.found):,} answered from the cache, {self.tokens:,} tokens"
         return f"{active} in flight, {asked}" if active else asked
@@ -77,8 +77,8 @@ class ChatTeacher:
     def body(self, request: Request) -> dict[str, Any]:
         """The request as it goes out: all that the reply depends on.
 
-        No `seed` is sent: vLLM samples seeded requests one by one, and its CPU build dies of them. What
-        makes a reply the same the next time is that it is kept.
+        No `seed` is sent: vLLM's CPU build dies of one. What makes a reply the same the next time is that
+        it is kept.
         """
         seed, declared = request.seed, self.template.declaration.generate
         first = request.number * self.variants
@@ -170,15 +170,6 @@ def remember(candidates: Path, cache: Cache) -> None:
                 cache.put(rows)
     except (pa.ArrowException, OSError):
         return  # damaged: it is about to be made anew
-
-
-def useless(candidates: Path) -> set[str]:
-    """The keys of replies in a candidates file of which not one variant could be used."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(candidates, columns=["request", "failure"])
-    pairs = list(zip(table["request"].to_pylist(), table["failure"].to_pylist(), strict=True))
-    return {key for key, _ in pairs} - {key for key, failure in pairs if not failure}
 
 
 def longest(schema: dict[str, Any]) -> int:
