@@ -78,7 +78,9 @@ def test_a_trained_adapter_loads_into_plain_peft(small):
     profile = _train(small)
     model = PeftModel.from_pretrained(load_base(small, profile), str(small.expert("product", "adapter")))
     folder = small.expert("product", "adapter")
-    assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == profile.model
+    config = read_json(folder / "adapter_config.json")
+    assert config["base_model_name_or_path"] == profile.model
+    assert config["target_modules"] == sorted(config["target_modules"])  # no set's order: equal bytes
     assert not any(
         str(small.root).encode() in path.read_bytes() for path in folder.iterdir()
     )  # no place of this machine

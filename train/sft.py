@@ -51,8 +51,10 @@ def train(home: Home, expert: str, profile: Profile) -> None:
         with disable_input_dtype_casting(trainer.model):
             trainer.train()
         trainer.model.save_pretrained(out)
-        config = out / "adapter_config.json"  # PEFT writes where the base lies on this machine
-        write_json(config, read_json(config) | {"base_model_name_or_path": profile.model})
+        # PEFT writes where the base lies on this machine, and the modules in the chance order of a set.
+        config = read_json(out / "adapter_config.json")
+        config |= {"base_model_name_or_path": profile.model, "target_modules": sorted(config["target_modules"])}
+        write_json(out / "adapter_config.json", config)
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
 
 
