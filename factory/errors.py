@@ -10,12 +10,16 @@ class UserError(Exception):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong in one file: the place, the key, the value found and the cure."""
+    """One thing wrong in one file: the place, the key, the value found and the cure.
+
+    `line` and `column` count from 1; 0 means that there is none to tell.
+    """
 
     file: str
     line: int
     key: str
     message: str
+    column: int = 0
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file

@@ -10,9 +10,9 @@ from pathlib import Path
 from factory.checks import Counter, Reply, faults
 from factory.errors import Problem, Problems, UserError, relative
 from factory.paths import Home, Params, read_params, read_profile
-from factory.seeds import OPTIONAL, read_seeds
+from factory.seeds import OPTIONAL, parse_seeds, read_seeds
 from factory.teacher.phrases import slots_without_phrases
-from factory.template import Template, read_template
+from factory.template import Template, parse_template, read_template
 from factory.tokens import counter
 
 
@@ -43,13 +43,34 @@ def lint(home: Home, only: str | None = None) -> dict[str, int]:
     except UserError as error:  # nothing can be counted; all else is told with it
         raise UserError("\n".join([*map(str, sorted(set(found))), str(error)])) from None
     for expert, template in templates.items():
-        found += _unfilled(home.template(expert), template, params)
-        found += _lengths(home.template(expert), template, count)
-        found += _cases(home.template(expert), template, count)
+        found += _contents(home.template(expert), template, params, count)
         counts["tests"] += len(template.declaration.tests)
     if found:
         raise Problems(found)
     return counts
+
+
+def check_texts(home: Home, params: Params, count: Counter, expert: str, template: str, seeds: str) -> list[Problem]:
+    """What is wrong with an expert's two files if they held `template` and `seeds`; touches neither."""
+    found: list[Problem] = []
+    compiled = None
+    try:
+        compiled = parse_template(template, home.template(expert))
+        found += _contents(home.template(expert), compiled, params, count)
+    except Problems as error:
+        found += error.problems
+    try:
+        parse_seeds(seeds, home.seeds(expert), compiled)
+    except Problems as error:
+        found += [p for p in error.problems if compiled or p.key.split(".")[0] not in OPTIONAL]
+    return sorted(set(found))
+
+
+def _contents(path: Path, template: Template, params: Params, count: Counter) -> Iterator[Problem]:
+    """What a template that can be compiled says wrong."""
+    yield from _unfilled(path, template, params)
+    yield from _lengths(path, template, count)
+    yield from _cases(path, template, count)
 
 
 def _read_or_note(path: Path, template: Template | None, found: list[Problem]) -> int:

@@ -29,14 +29,19 @@ class Seed:
 
 
 def read_seeds(path: Path, template: Template | None) -> list[Seed]:
-    """All seeds of one file, in its order; `template` None reads seeds/general.jsonl.
+    """All seeds of one file; see parse_seeds."""
+    return parse_seeds(read_text(path), path, template)
+
+
+def parse_seeds(content: str, path: Path, template: Template | None) -> list[Seed]:
+    """The seeds in `content`, the text of `path`, in its order; `template` None is for seeds/general.jsonl.
 
     Raises:
         Problems: everything that is wrong with it, each with its line.
     """
     file, found, seeds = relative(path), [], []
     lines: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would cut inside a JSON text
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines would cut inside a JSON text
         if not line.strip():
             continue
         entry = _entry(line)

@@ -83,10 +83,15 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 file; mappings and lists know their lines (ruamel.yaml's `lc`).
+    """A YAML 1.2 file; see parse_yaml."""
+    return parse_yaml(read_text(path), relative(path))
+
+
+def parse_yaml(text: str, file: str) -> Any:
+    """The value of YAML 1.2 text; mappings and lists know their lines (ruamel.yaml's `lc`).
 
     Raises:
-        Problems: it is missing or not YAML, with the line where it goes wrong.
+        Problems: it is not YAML, with the line of `file` where it goes wrong.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
@@ -102,7 +107,6 @@ def read_yaml(path: Path) -> Any:
             except (ValueError, KeyError, AttributeError) as error:
                 raise ConstructorError(problem=f"{error}; put text in quotes", problem_mark=node.start_mark) from None
 
-    text = read_text(path)
     try:
         yaml = YAML(typ="rt", pure=True)
         yaml.Constructor = Placed
@@ -111,13 +115,13 @@ def read_yaml(path: Path) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         what = " ".join(str(error.problem).split())
         what += "; remove one" if "duplicate key" in what else ""
-        raise Problems([Problem(relative(path), line, "", f"not YAML: {what}")]) from None
+        raise Problems([Problem(file, line, "", f"not YAML: {what}")]) from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"not YAML: the character {chr(error.character)!r} may not stand in it; remove it"
-        raise Problems([Problem(relative(path), line, "", what)]) from None
+        raise Problems([Problem(file, line, "", what)]) from None
     except YAMLError as error:
-        raise Problems([Problem(relative(path), 0, "", f"not YAML: {error}")]) from None
+        raise Problems([Problem(file, 0, "", f"not YAML: {error}")]) from None
 
 
 def read_json(path: Path) -> Any:

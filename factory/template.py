@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from factory.errors import Problem, Problems, relative, shown
-from factory.store import read_yaml
+from factory.store import parse_yaml, read_text
 
 REASONS = (
     "empty", "truncated", "schema", "too_large", "declined", "form", "answer_missing", "other_answer", "rival", "hedge",
@@ -413,12 +413,17 @@ def _folded(text: str) -> str:
 
 
 def read_template(path: Path) -> Template:
-    """Reads and compiles one template.
+    """Reads and compiles one template; see parse_template."""
+    return parse_template(read_text(path), path)
+
+
+def parse_template(text: str, path: Path) -> Template:
+    """Compiles the template `text`, as it stands, or is about to stand, in `path`.
 
     Raises:
         Problems: everything that is wrong with it, each with its line.
     """
-    raw = read_yaml(path)
+    raw = parse_yaml(text, relative(path))
     file = relative(path)
     if not isinstance(raw, dict):
         raise Problems([Problem(file, 1, "", "must be a mapping of keys; see docs/template.md")])
