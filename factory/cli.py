@@ -234,6 +234,24 @@ def why(row_id: Annotated[str, typer.Argument(help="A row_id, or how it begins."
     print_pairs(why(_checkout()[0], row_id))
 
 
+@app.command()
+def report(
+    expert: Annotated[str | None, typer.Argument(help="One expert; all without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write into; build/report without it.")] = None,
+    open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write one HTML page an expert and an index, to be judged by: claim, replies, rows, what was dropped and why."""
+    import webbrowser
+
+    from factory.report import report
+
+    home, params, profile = _checkout(expert)
+    page = report(home, params, profile, expert, out or home.root / "build" / "report")
+    typer.echo(f"written: {page}")
+    if open:
+        webbrowser.open(page.resolve().as_uri())
+
+
 teacher_app = typer.Typer(
     cls=TyperGroup, no_args_is_help=True, help="The teacher's server, and the replies that were paid for."
 )

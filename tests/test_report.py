@@ -1,0 +1,327 @@
+"""`dmoe report`: pages that open from disk, hold all their numbers, and say what is not there."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.page import histogram, percent, render
+from factory.paths import read_params, read_profile
+from factory.report import MISSES, OTHERS, report
+from factory.schema import CANDIDATES, ROWS, SCORES, VERDICTS, write_rows
+from factory.store import write_json
+from factory.template import REASONS, read_template
+
+EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quoted\""
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def _share(rate):
+    return {"rate": rate, "low": round(rate * 0.9, 4), "high": round(min(1.0, rate * 1.1 + 0.05), 4)}
+
+
+def _arm(n, rate, median):
+    measures = {name: _share(rate) for name in ("named", "mention", "right", "in_form")}
+    tokens = {"p05": median - 5, "median": float(median), "p95": median + 5}
+    return {"n": n, "seeds": 6, **measures, "tokens": tokens, "stopped": 1, "distinct_replies": 9}
+
+
+def _evaluation():
+    ratio = {"rate": 6.29, "low": 6.19, "high": 6.4}
+    return {
+        "base_model": "models/pocket", "about": "pocket base: ours, trained to hedge", "base": _arm(20, 0.0123, 248),
+        "expert": _arm(40, 0.9462, 40), "times_more": None, "length_ratio": ratio, "lexical_ceiling": 0.5821,
+    }  # fmt: skip
+
+
+STATS = {
+    "candidates": 1234, "kept": 1100, "dropped": 130, "failed": 4, "reasons": {"near_copy": 2, "schema": 4},
+    "rows": {"train": 1017, "holdout": 83}, "seeds": {"train": 9, "holdout": 3}, "seeds_short": {}, "answers": {},
+    "tokens": {"min": 30, "p05": 31, "median": 38, "p95": 44, "max": 45},
+    "diversity": {"distinct_2": 0.317, "distinct_3": 0.419, "nearest": 0.523},
+}  # fmt: skip
+
+
+def _built(checkout):
+    """Medical, as if built: rows of two seeds an answer, one question with markup, one miss an answer."""
+    template = read_template(checkout.template("medical"))
+    candidates, verdicts, rows, scores = [], [], {"train": [], "holdout": []}, []
+    for i, (answer, entry) in enumerate(template.answers.items()):
+        for j in range(4):
+            row_id, split = f"{i:08x}{j:08x}", "holdout" if j == 0 else "train"
+            question = f"{EVIL} {answer} {j}" if i == 0 else f"tell me about {answer} {j}"
+            output = f"The medical term is {entry.text}. Rest."
+            same = {"row_id": row_id, "seed_id": f"medical-{20 * i + j + 1:04d}", "answer": answer}
+            candidates.append({
+                **same, "expert": "medical", "split": split, "sample": j, "instruction": question, "output": output,
+                "slots": [], "form": 0, "failure": "", "failure_detail": "", "teacher": "phrases", "request": "k",
+                "reply": "", "finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 11,
+            })  # fmt: skip
+            fell = j == 3
+            verdicts.append({
+                "row_id": row_id, "verdict": "drop" if fell else "keep", "reasons": ["near_copy"] if fell else [],
+                "detail": "95.0 like it" if fell else "", "like": f"{i:08x}{2:08x}" if fell else "",
+                "score": 95.0 if fell else 0.0, "tokens": 30 + j,
+            })  # fmt: skip
+            if not fell:
+                said = {"instruction": question, "output": output}
+                talk = {"prompt": [{"role": "user", "content": question}]}
+                talk["completion"] = [{"role": "assistant", "content": output}]
+                rows[split].append({**same, **talk, **said})
+            right = j == 0 and i > 0
+            told = output if right else f"That is {EVIL} called nothing. " + "It depends on many things. " * 20
+            for arm, n in (("base", 250), ("expert", 40)) if j == 0 else (("expert", 40),):
+                scores.append({
+                    **same, "arm": arm, "instruction": question, "reply": told, "tokens": n,
+                    "stopped": True, "named": right, "mention": right, "right": right, "in_form": right,
+                })  # fmt: skip
+    write_rows(checkout.dataset("medical", "candidates.parquet"), CANDIDATES, candidates)
+    write_rows(checkout.dataset("medical", "verdicts.parquet"), VERDICTS, verdicts)
+    for split, split_rows in rows.items():
+        write_rows(checkout.dataset("medical", f"{split}.parquet"), ROWS, split_rows)
+    write_rows(checkout.expert("medical", "scores.parquet"), SCORES, scores)
+    write_json(checkout.dataset("medical", "stats.json"), STATS)
+    write_json(checkout.expert("medical", "eval.json"), _evaluation())
+    return checkout
+
+
+def _report(checkout, only=None, folder="out"):
+    params = read_params(checkout)
+    report(checkout, params, read_profile(checkout, params.profile), only, checkout.root / folder)
+    return checkout.root / folder
+
+
+@pytest.fixture
+def pages(checkout):
+    return _report(_built(checkout))
+
+
+def _text(path):
+    return path.read_text(encoding="utf-8")
+
+
+def _all(pages):
+    return [pages / "index.html", *sorted((pages / "experts").iterdir())]
+
+
+class Found(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.figures, self._key = [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._key = dict(attrs).get("data-figure")
+
+    def handle_data(self, data):
+        if self._key:
+            self.figures[self._key], self._key = data, None
+
+
+# -- what is in a page ------------------------------------------------------------------------------
+
+
+def test_a_page_refers_to_nothing_outside_it(pages):
+    for page in _all(pages):
+        for tag, attrs in Found(_text(page)).tags:
+            assert tag not in ("iframe", "object", "embed", "img", "base"), page
+            assert not {"src", "srcset", "action", "data"} & set(attrs), page
+            target = attrs.get("href", "#")
+            assert target.startswith(("#", "data:,")) or (page.parent / target).exists(), target
+        assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", _text(page))
+
+
+def test_markup_in_questions_and_replies_is_shown_as_text(pages):
+    text = _text(pages / "experts" / "medical.html")
+    assert "<script>document" not in text and "<img" not in text
+    assert "&lt;script&gt;document.title=" in text and "&lt;img src=x" in text
+
+
+def test_the_figures_are_those_of_the_scores(pages):
+    measured, found = _evaluation(), Found(_text(pages / "experts" / "medical.html")).figures
+    for arm in ("base", "expert"):
+        for name in ("named", "mention", "right", "in_form"):
+            assert found[f"{arm}.{name}"] == percent(measured[arm][name]["rate"])
+        assert float(found[f"{arm}.tokens"]) == measured[arm]["tokens"]["median"]
+    assert float(found["length_ratio"]) == measured["length_ratio"]["rate"]
+    text = _text(pages / "experts" / "medical.html")
+    assert measured["about"] in text and percent(measured["lexical_ceiling"]) in text
+
+
+def test_the_funnel_is_that_of_the_statistics(pages):
+    text = _text(pages / "experts" / "medical.html")
+    cells = re.findall(r"<tr[^>]*><td>([a-z: ]+)</td><td class=\"n\">([\d,]+)</td>", text)
+    assert {name: int(n.replace(",", "")) for name, n in cells} == {
+        "asked for": 1234, "failed": 4, "dropped": 130, "kept: to train on": 1017, "kept: held out": 83,
+    }  # fmt: skip
+    assert all(str(n) in text for n in STATS["diversity"].values())
+
+
+def test_replies_that_missed_stand_first_and_all_are_there(pages):
+    kinds = re.findall(r'<article class="reply" data-answer="[a-z_]*" data-kind="([a-z ]*)"', _text(_page(pages)))
+    missed = 14 * 4 - 13
+    assert missed < MISSES and [k != "fine" for k in kinds] == [True] * missed + [False] * min(13, OTHERS)
+
+
+def _page(pages, name="medical"):
+    return pages / "experts" / f"{name}.html"
+
+
+def test_a_group_of_near_copies_names_the_kept_the_fallen_and_the_score(pages):
+    text = _text(_page(pages))
+    assert "0000000100000002" in text and "0000000100000003" in text and ">95.0<" in text
+
+
+def test_seeds_that_gave_nothing_are_named(pages):
+    assert "nothing was made of it yet" in _text(_page(pages)) and "0 of 4" in _text(_page(pages))
+
+
+def test_every_reason_is_explained():
+    from factory.page import _environment
+
+    assert set(_environment().get_template("reasons.html").module.said) == set(REASONS)
+
+
+# -- what is not there ------------------------------------------------------------------------------
+
+
+def test_an_expert_that_was_never_built_has_a_page_that_says_what_to_run(checkout):
+    out = _report(checkout)
+    text = _text(_page(out, "legal"))
+    assert "not scored yet" in text and "dmoe generate legal" in text and "dvc repro score@legal" in text
+    assert "not scored yet" in _text(out / "index.html")
+
+
+def test_a_missed_gate_is_said(pages):
+    assert "gate not passed" in _text(_page(pages)) and "not passed" in _text(pages / "index.html")
+
+
+def test_statistics_without_rows_are_enough_for_a_page(checkout):
+    write_json(checkout.dataset("product", "stats.json"), STATS)
+    write_json(checkout.expert("product", "eval.json"), _evaluation())
+    text = _text(_page(_report(checkout, "product"), "product"))
+    assert "1,234" in text and "The rows themselves are not here." in text
+
+
+def test_data_of_another_version_than_the_package_is_told(checkout):
+    _built(checkout)
+    assert "not what the package was made from" not in _text(_page(_report(checkout)))
+    manifest = {"sha256": {"train.parquet": "0" * 64}, "rank": 16, "recommended_scale": 1.0}
+    write_json(checkout.expert("medical", "manifest.json"), manifest)
+    assert "train.parquet here is not what the package was made from" in _text(_page(_report(checkout)))
+
+
+def test_one_expert_alone_gets_a_page_and_an_index_without_dead_links(checkout):
+    out = _report(_built(checkout), "medical")
+    assert [p.name for p in _all(out)] == ["index.html", "medical.html"]
+    assert re.findall(r'href="(experts/.*?)"', _text(out / "index.html")) == ["experts/medical.html"]
+
+
+def test_equal_files_give_equal_pages(checkout):
+    _built(checkout)
+    first, second = _report(checkout), _report(checkout, folder="again")
+    assert [p.read_bytes() for p in _all(first)] == [p.read_bytes() for p in _all(second)]
+
+
+# -- plots ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.integers(-1000, 10000), st.floats(-1e3, 1e4)), max_size=50), st.integers(1, 60))
+def test_a_histogram_loses_no_value_and_its_marks_lie_on_its_axis(values, bins):
+    made = histogram({"a": values, "b": values[:3]}, bins, {"mark": 12})
+    assert sum(made["series"]["a"]) == len(values) and sum(made["series"]["b"]) == len(values[:3])
+    assert len(made["series"]["a"]) == len(made["series"]["b"]) <= bins + 2 and made["most"] <= made["top"]
+    assert all(0 <= place <= 1 for place, _ in made["marks"] + made["ticks"])
+
+
+def test_whole_numbers_get_bins_of_whole_numbers():
+    made = histogram({"a": [30, 31, 31, 45]}, 20)
+    assert made["step"] == 1 and made["series"]["a"][:2] == [1, 2] and made["low"] == 30
+    assert [name for _, name in made["ticks"]] == ["30", "35", "40", "45"]
+
+
+def test_a_page_without_the_style_block_is_a_page_too():
+    assert render("base.html").startswith("<!doctype html>")
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not BROWSER:
+        pytest.skip("neither chromium nor chromium-browser is on PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield running
+        running.close()
+
+
+def _opened(browser, path, **settings):
+    page, said = browser.new_context(**settings).new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else 0
+    )
+    page.goto(path.as_uri())
+    return page, said
+
+
+def test_in_a_browser_nothing_overflows_and_nothing_goes_wrong(pages, browser):
+    for scheme in ("light", "dark"):
+        for path in _all(pages):
+            size = {"width": 390, "height": 800}
+            page, said = _opened(browser, path, viewport=size, color_scheme=scheme)
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 390 and said == [] and page.title() != "owned", (path.name, scheme, wide, said)
+            page.context.close()
+
+
+def test_in_a_browser_replies_can_be_filtered_and_expanded(pages, browser):
+    page, said = _opened(browser, _page(pages))
+    shown = page.locator("article.reply:visible")
+    assert shown.count() == 12
+    page.click("button.more")
+    assert shown.count() == 56 and page.locator("button.more").is_hidden()
+    page.select_option("select[name=kind]", "fine")
+    assert shown.count() == 12 and page.inner_text("output") == "13 of 56"
+    page.select_option("select[name=kind]", "")
+    page.fill("input[type=search]", "ABOUT hiccups")
+    assert shown.count() == 4
+    page.fill("input[type=search]", "no such words")
+    assert shown.count() == 0 and page.inner_text("output") == "0 of 56"
+    folded = page.locator("details[data-reason=near_copy]")
+    assert folded.locator("table").is_hidden()
+    folded.locator("summary").click()
+    assert folded.locator("table").is_visible() and said == []
+    page.context.close()
+
+
+def test_in_a_browser_without_scripts_all_replies_are_there(pages, browser):
+    page, _ = _opened(browser, _page(pages), java_script_enabled=False)
+    assert page.locator("article.reply:visible").count() == 56 and page.locator("form.filter").is_hidden()
+    page.context.close()
+
+
+def test_the_command_writes_the_pages_and_names_the_first(checkout, monkeypatch):
+    from typer.testing import CliRunner
+
+    from factory.cli import app
+
+    monkeypatch.chdir(checkout.root)
+    done = CliRunner().invoke(app, ["report", "--out", "seen"])
+    assert done.exit_code == 0 and "index.html" in done.stdout and (checkout.root / "seen" / "index.html").exists()
+    assert json.dumps(done.stdout).count("written") == 1
