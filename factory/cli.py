@@ -243,11 +243,12 @@ def report(
     """Write one HTML page an expert and an index, to be judged by: claim, replies, rows, what was dropped and why."""
     import webbrowser
 
+    from factory.errors import relative
     from factory.report import report
 
     home, params, profile = _checkout(expert)
     page = report(home, params, profile, expert, out or home.root / "build" / "report")
-    typer.echo(f"written: {page}")
+    typer.echo(f"written: {relative(page)}")
     if open:
         webbrowser.open(page.resolve().as_uri())
 

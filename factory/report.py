@@ -51,7 +51,10 @@ def _made(home: Home, expert: str) -> Row:
     }
     template = read_template(home.template(expert))
     read = {name: read_json(path) if path.exists() else None for name, path in files.items()}
-    return {"name": expert, "template": template, "declared": template.declaration, **read}
+    # gate.json is DVC's alone: in a clone without it, a package of these very scores says that they passed
+    packed = read["eval"] and read["manifest"] and read["manifest"]["scores"]["expert"] == read["eval"]["expert"]
+    passed = bool(read.pop("gate") or packed)
+    return {"name": expert, "template": template, "declared": template.declaration, "passed": passed, **read}
 
 
 def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBPyConnection) -> Row:
@@ -90,14 +93,15 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
 
 def absent(home: Home, expert: str) -> list[tuple[str, str]]:
     """(what is not there, the command that makes it), in the order in which the stages run."""
+    data, made = home.dataset(expert, ""), home.expert(expert, "")
     steps = (
-        (home.dataset(expert, "candidates.parquet"), "candidates", f"dmoe generate {expert}"),
-        (home.dataset(expert, "verdicts.parquet"), "verdicts and rows", f"dmoe build {expert}"),
-        (home.expert(expert, "scores.parquet"), "measured replies", f"dvc repro score@{expert}"),
-        (home.expert(expert, "gate.json"), "passed gate", f"dvc repro gate@{expert}"),
-        (home.expert(expert, "manifest.json"), "package", f"dvc repro package@{expert}"),
+        ([data / "candidates.parquet"], "candidates", f"dmoe generate {expert}"),
+        ([data / "verdicts.parquet", data / "stats.json"], "verdicts and rows", f"dmoe build {expert}"),
+        ([made / "scores.parquet", made / "eval.json"], "measured replies", f"dvc repro score@{expert}"),
+        ([made / "gate.json"], "passed gate", f"dvc repro gate@{expert}"),
+        ([made / "manifest.json"], "package", f"dvc repro package@{expert}"),
     )
-    return [(what, command) for path, what, command in steps if not path.exists()]
+    return [(what, command) for paths, what, command in steps if not all(path.exists() for path in paths)]
 
 
 def _other_data(home: Home, expert: str, manifest: Row | None) -> list[str]:

@@ -205,6 +205,15 @@ def test_a_missed_gate_is_said(pages):
     assert "gate not passed" in _text(_page(pages)) and "not passed" in _text(pages / "index.html")
 
 
+def test_a_package_of_these_very_scores_tells_that_they_passed_the_gate(checkout):
+    _built(checkout)
+    manifest = {"sha256": {}, "rank": 16, "recommended_scale": 1.0, "scores": {"expert": _evaluation()["expert"]}}
+    write_json(checkout.expert("medical", "manifest.json"), manifest)
+    assert "✓ gate passed" in _text(_page(_report(checkout)))
+    write_json(checkout.expert("medical", "manifest.json"), {**manifest, "scores": {"expert": {"n": 1}}})
+    assert "✗ gate not passed" in _text(_page(_report(checkout)))
+
+
 def test_statistics_without_rows_are_enough_for_a_page(checkout):
     write_json(checkout.dataset("product", "stats.json"), STATS)
     write_json(checkout.expert("product", "eval.json"), _evaluation())
@@ -215,7 +224,7 @@ def test_statistics_without_rows_are_enough_for_a_page(checkout):
 def test_data_of_another_version_than_the_package_is_told(checkout):
     _built(checkout)
     assert "not what the package was made from" not in _text(_page(_report(checkout)))
-    manifest = {"sha256": {"train.parquet": "0" * 64}, "rank": 16, "recommended_scale": 1.0}
+    manifest = {"sha256": {"train.parquet": "0" * 64}, "rank": 16, "recommended_scale": 1.0, "scores": {"expert": {}}}
     write_json(checkout.expert("medical", "manifest.json"), manifest)
     assert "train.parquet here is not what the package was made from" in _text(_page(_report(checkout)))
 
