@@ -207,6 +207,27 @@ def serve(
     serve(_base_gguf(home, profile), experts, host=host, port=port, log=log, ready=ready)
 
 
+@app.command()
+def review(
+    expert: Annotated[str | None, typer.Argument(help="An expert of params.yaml; the first without it.")] = None,
+    port: Annotated[int, typer.Option(help="The port on this machine; 0 takes a free one.")] = 8090,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+) -> None:
+    """Edit a template and its seeds in a page, with errors, rows and verdicts as you type; this machine only."""
+    import webbrowser
+
+    from factory.review import review
+
+    home, params, profile = _checkout(expert)
+
+    def ready(url: str) -> None:
+        typer.echo(f"open: {url}\nCtrl-C ends it")
+        if open_:
+            webbrowser.open(url)
+
+    review(home, params, profile, ready, port, expert or params.experts[0])
+
+
 class Format(StrEnum):
     table = "table"
     csv = "csv"
