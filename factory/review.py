@@ -28,7 +28,7 @@ from factory.page import PAGES, render
 from factory.paths import Home, Params, Profile
 from factory.preview import Row, preview
 from factory.seeds import Seed, held_out, parse_seeds
-from factory.store import read_text, write_text
+from factory.store import read_json, read_text, write_text
 from factory.template import Template, find_any, parse_template
 from factory.tokens import counter
 
@@ -125,7 +125,8 @@ def _loose_seeds(text: str, answer: str) -> list[Seed]:
 
 def rows(desk: Desk, expert: str, body: Any) -> Any:
     """The rows of the texts, each with its verdict: of a sample of the seeds, or of all."""
-    found = desk.rows(expert, *_texts(body).values(), bool(body.get("all")))
+    texts = _texts(body)
+    found = desk.rows(expert, texts["template"], texts["seeds"], bool(body.get("all")))
     return {"rows": [{key: row[key] for key in SHOWN} for row in found], "all": bool(body.get("all"))}
 
 
@@ -133,7 +134,7 @@ def similar(desk: Desk, expert: str, body: Any) -> Any:
     """The rows of the same answer whose questions are most alike, by dedup's own measure."""
     texts = _texts(body)
     template, _ = desk.read(expert, texts)
-    every = desk.rows(expert, *texts.values(), True)
+    every = desk.rows(expert, texts["template"], texts["seeds"], True)
     row = _row(every, body)
     others = [r for r in every if r["answer"] == row["answer"] and r["row_id"] != row["row_id"]]
     near = process.extract(
@@ -155,7 +156,7 @@ def choices(desk: Desk, expert: str, body: Any) -> Any:
     """What can be done so that a row goes: each an edit of the texts, shown before it is made."""
     texts = _texts(body)
     template, _ = desk.read(expert, texts)
-    every = desk.rows(expert, *texts.values(), True)
+    every = desk.rows(expert, texts["template"], texts["seeds"], True)
     row, phrase = _row(every, body), " ".join(str(body.get("phrase") or "").split())
     found = [_never(template, texts, row, phrase)] if phrase else []
     found += [_slot(template, texts, row, s["name"], s["value"]) for s in row["slots"]]
@@ -301,11 +302,10 @@ def _case(template: Template, row: Row, name: str, reason: str) -> dict[str, Any
 
 
 def _diff(desk: Desk, expert: str, old: Texts, new: Texts) -> str:
-    found = []
+    found: list[str] = []
     for name, path in desk.paths(expert).items():
-        file = path.relative_to(desk.home.root).as_posix()
-        lines = [text[name].split("\n") for text in (old, new)]
-        found += difflib.unified_diff(*lines, f"a/{file}", f"b/{file}", lineterm="")
+        file, was, now = path.relative_to(desk.home.root).as_posix(), old[name].split("\n"), new[name].split("\n")
+        found += difflib.unified_diff(was, now, f"a/{file}", f"b/{file}", lineterm="")
     return "\n".join(found)
 
 
@@ -401,7 +401,9 @@ def app(desk: Desk) -> "Starlette":
     async def experts(request: "Request") -> "Response":
         if refusal := _refusal(desk, request):
             return JSONResponse({"error": refusal}, 403, HEADERS)
-        return JSONResponse({"experts": desk.params.experts, "root": str(desk.home.root)}, headers=HEADERS)
+        schema = desk.home.root / "docs" / "template.schema.json"  # its keys are offered while one types
+        known = {"experts": desk.params.experts, "root": str(desk.home.root)}
+        return JSONResponse(known | {"schema": read_json(schema) if schema.exists() else None}, headers=HEADERS)
 
     routes = [
         Route("/", page), Route("/style.css", style), Route("/api/experts", experts, methods=["POST"]),

@@ -93,7 +93,15 @@ def test_a_case_is_written_into_every_shape_of_list(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &x [b]\nnever: *x\n", "never: text\n", "never: {a: b}\n", "other: [a]\n", "never:\n", "[a, b]\n", "never: [a\n"],
+    [
+        "a: &x [b]\nnever: *x\n",
+        "never: text\n",
+        "never: {a: b}\n",
+        "other: [a]\n",
+        "never:\n",
+        "[a, b]\n",
+        "never: [a\n",
+    ],
 )
 def test_what_cannot_be_edited_by_itself_is_left_alone_and_said(text):
     with pytest.raises(UserError):
