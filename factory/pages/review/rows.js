@@ -47,12 +47,12 @@ export function makeRows({ texts, expert, apply, toSeed, counted }) {
   function card(row) {
     const made = el("div", { class: "row", "data-row": row.row_id },
       el("p", { class: "asked" }, row.instruction), el("p", {}, row.output),
-      el("div", { class: "meta" }, el("span", { class: row.verdict }, row.verdict === "keep" ? "kept" : row.reasons.join(", ")),
+      el("div", { class: "meta" }, el("span", { class: row.reasons[0] === "surplus" ? "surplus" : row.verdict }, row.verdict === "keep" ? "kept" : row.reasons.join(", ")),
         row.detail && el("span", {}, row.detail), row.likeness && el("span", {}, `${row.likeness} alike`),
         el("span", {}, `${row.tokens} tokens`), row.split === "holdout" && el("span", { class: "pill held" }, "held out"),
         el("button", { class: "plain", onclick: () => toSeed(row.seed_id), title: "Go to its seed" }, row.seed_id),
-        !row.likeness && el("button", { class: "plain similar", onclick: () => similar(row) }, "similar"),
-        el("button", { class: "plain drop-row", onmousedown: (e) => e.preventDefault(), onclick: () => rid(row, picked(made)) }, "not this\u2026")));
+        el("span", { class: "actions" }, !row.likeness && el("button", { class: "plain similar", onclick: () => similar(row) }, "similar"),
+        el("button", { class: "plain drop-row", onmousedown: (e) => e.preventDefault(), onclick: () => rid(row, picked(made)) }, "not this\u2026"))));
     return made;
   }
 

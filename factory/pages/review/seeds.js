@@ -21,6 +21,9 @@ function written(value) {
 
 const text = (value) => (value === undefined ? "" : typeof value === "string" ? value : written(value));
 
+// A long name may break after its underscores and hyphens.
+const shown = (value) => (value || "\u2013").split(/(?<=[_-])/).flatMap((part) => [part, el("wbr")]);
+
 export function makeSeeds(onChange, onChoose) {
   let lines = [], disk = new Set(), diskIds = [], expert = "", found = { problems: [], held: new Set(), answers: [] };
   let kept = null, chosen = "";
@@ -84,14 +87,13 @@ export function makeSeeds(onChange, onChoose) {
     const classes = [problems.length && "wrong", !disk.has(line.raw) && "changed", id && id === chosen && "chosen"];
     const rows = kept?.get(id) ?? 0, few = kept && rows < found.per_seed;
     const cells = line.seed
-      ? KEYS.map((key) => el("td", { tabindex: 0, "data-key": key }, text(line.seed[key]) || "\u2013",
-          ...(key === "instruction" ? told : []), key === "instruction" && line.seed.slots &&
+      ? KEYS.map((key) => el("td", { tabindex: 0, "data-key": key }, ...shown(text(line.seed[key])),
+          key === "id" && found.held.has(id) && el("span", { class: "pill held" }, "held out"), ...(key === "instruction" ? told : []), key === "instruction" && line.seed.slots &&
           el("span", { class: "said faint" }, Object.entries(line.seed.slots).map(([k, v]) => `${k}: ${v}`).join(", "))))
       : [el("td", { class: "bad" }, `line ${number + 1}`), el("td", { colspan: 4, tabindex: 0, "data-key": "raw" }, line.raw, ...told)];
     return el("tr", { "data-line": number, class: classes.filter(Boolean).join(" ") }, ...cells,
       el("td", { class: `n ${few ? "few" : ""}` }, kept ? el("button", { class: "plain", title: "Show its rows",
         onclick: () => { choose(chosen === id ? "" : id); } }, few ? `${rows} of ${found.per_seed}` : `${rows}`) : ""),
-      el("td", {}, found.held.has(id) && el("span", { class: "pill held" }, "held out")),
       el("td", {}, el("button", { class: "plain", title: "Delete this seed", "aria-label": `Delete ${id}`,
         onclick: () => { lines.splice(lines.indexOf(line), 1); changed(); } }, "\u00d7")));
   }
@@ -131,7 +133,7 @@ export function makeSeeds(onChange, onChoose) {
     });
     field.addEventListener("blur", () => {
       field.remove();
-      cell.textContent = text(key === "raw" ? line.raw : line.seed?.[key]) || "\u2013";
+      cell.replaceChildren(...shown(text(key === "raw" ? line.raw : line.seed?.[key])));
       setTimeout(() => $("seed-rows").contains(document.activeElement) ? 0 : render());
     });
     cell.replaceChildren(field);
