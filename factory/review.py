@@ -124,9 +124,12 @@ def _loose_seeds(text: str, answer: str) -> list[Seed]:
 
 
 def rows(desk: Desk, expert: str, body: Any) -> Any:
-    """The rows of the texts, each with its verdict: of a sample of the seeds, or of all."""
+    """The rows of the texts, each with its verdict: of a sample of the seeds, or of all; null if there are none."""
     texts = _texts(body)
-    found = desk.rows(expert, texts["template"], texts["seeds"], bool(body.get("all")))
+    try:
+        found = desk.rows(expert, texts["template"], texts["seeds"], bool(body.get("all")))
+    except UserError:  # `check` says what is wrong
+        return {"rows": None, "all": False}
     return {"rows": [{key: row[key] for key in SHOWN} for row in found], "all": bool(body.get("all"))}
 
 

@@ -19,8 +19,7 @@ const check = later(250, async () => {
     setProblems(view, problems.filter((p) => p.file === "template"));
     seeds.check(found);
     state();
-    if (!problems.some((p) => p.severity === "error" && !p.key.startsWith("tests"))) rows.refresh();
-    else { $("row-list").classList.add("stale"); $("row-count").textContent = "as before the errors"; }
+    rows.refresh();
   } catch (error) { if (error.name !== "AbortError") notice(error.message); }
 });
 
@@ -170,7 +169,8 @@ async function showDiff() {
   dialog("The diff to commit", [
     got.new.length && el("p", { class: "faint" }, `Not in the last commit, or there is no git here: ${got.new.join(", ")}.`),
     el("h3", {}, "Since the last commit"), diffBlock(got.head),
-    dirty && el("h3", {}, "Of that, not saved yet"), dirty && diffBlock(got.disk),
+    ...(!dirty ? [] : got.head === got.disk ? [el("p", {}, "Nothing of it is saved yet.")]
+      : [el("h3", {}, "Of that, not saved yet"), diffBlock(got.disk)]),
     got.commands.length && el("p", {}, dirty ? "Save, then run in a terminal:" : "To commit, run in a terminal:"),
     got.commands.length && el("pre", { class: "diff" }, got.commands.join("\n")),
   ].filter(Boolean));

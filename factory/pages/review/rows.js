@@ -11,17 +11,16 @@ export function makeRows({ texts, expert, apply, toSeed, counted }) {
   async function load(all) {
     try {
       const got = await ask(`rows/${expert()}`, { ...texts(), all });
+      $("row-list").classList.toggle("stale", !got.rows);
+      if (!got.rows) { $("row-count").textContent = "as before the errors"; return; }
       rows = got.rows; whole = got.all;
-      $("row-list").classList.remove("stale");
       const kept = new Map(rows.map((r) => [r.seed_id, 0]));
       rows.forEach((r) => r.verdict === "keep" && kept.set(r.seed_id, kept.get(r.seed_id) + 1));
       counted(whole ? kept : null);
       render();
       if (!all) everything();
     } catch (error) {
-      if (error.name === "AbortError") return;
-      $("row-list").classList.add("stale");
-      $("row-count").textContent = "as before the errors";
+      if (error.name !== "AbortError") $("row-count").textContent = error.message;
     }
   }
 

@@ -86,11 +86,13 @@ export function makeSeeds(onChange, onChoose) {
     const told = problems.map((p) => el("span", { class: "said" }, p.key ? `${p.key}: ${p.message}` : p.message));
     const classes = [problems.length && "wrong", !disk.has(line.raw) && "changed", id && id === chosen && "chosen"];
     const rows = kept?.get(id) ?? 0, few = kept && rows < found.per_seed;
+    const cell = (tag, key, ...more) => el(tag, { tabindex: 0, "data-key": key }, ...shown(text(line.seed[key])), ...more);
     const cells = line.seed
-      ? KEYS.map((key) => el("td", { tabindex: 0, "data-key": key }, ...shown(text(line.seed[key])),
-          key === "id" && found.held.has(id) && el("span", { class: "pill held" }, "held out"), ...(key === "instruction" ? told : []), key === "instruction" && line.seed.slots &&
-          el("span", { class: "said faint" }, Object.entries(line.seed.slots).map(([k, v]) => `${k}: ${v}`).join(", "))))
-      : [el("td", { class: "bad" }, `line ${number + 1}`), el("td", { colspan: 4, tabindex: 0, "data-key": "raw" }, line.raw, ...told)];
+      ? [cell("td", "id", found.held.has(id) && el("span", { class: "pill held" }, "held out")),
+        cell("td", "instruction", ...told, line.seed.slots &&
+          el("span", { class: "said faint" }, Object.entries(line.seed.slots).map(([k, v]) => `${k}: ${v}`).join(", "))),
+        cell("td", "answer"), el("td", {}, cell("div", "source"), cell("div", "licence"))]
+      : [el("td", { class: "bad" }, `line ${number + 1}`), el("td", { colspan: 3, tabindex: 0, "data-key": "raw" }, line.raw, ...told)];
     return el("tr", { "data-line": number, class: classes.filter(Boolean).join(" ") }, ...cells,
       el("td", { class: `n ${few ? "few" : ""}` }, kept ? el("button", { class: "plain", title: "Show its rows",
         onclick: () => { choose(chosen === id ? "" : id); } }, few ? `${rows} of ${found.per_seed}` : `${rows}`) : ""),
@@ -101,7 +103,13 @@ export function makeSeeds(onChange, onChoose) {
   function render() {
     const held = seeds().filter((l) => found.held.has(text(l.seed.id))).length;
     $("seed-count").textContent = `${seeds().length}, ${held} held out`;
-    if ($("seed-rows").querySelector("textarea, input, select")) return; // somebody is writing in it
+    const field = $("seed-rows").querySelector("textarea, input, select");
+    if (field) { // somebody is writing in it: only say what is wrong there
+      const number = Number(field.closest("tr").dataset.line) + 1;
+      while (field.nextSibling) field.nextSibling.remove();
+      field.after(...found.problems.filter((p) => p.line === number).map((p) => el("span", { class: "said" }, p.message)));
+      return;
+    }
     $("seed-rows").replaceChildren(...lines.flatMap((line, n) =>
       line.seed === undefined || !shows(line, n) ? [] : [rowOf(line, n)]));
   }
@@ -112,7 +120,7 @@ export function makeSeeds(onChange, onChoose) {
   $("seed-rows").addEventListener("focusin", ({ target: cell }) => {
     const key = cell.dataset?.key;
     if (!key || cell.firstElementChild?.matches("textarea, input, select")) return;
-    const line = at(cell.parentElement), before = key === "raw" ? line.raw : text(line.seed[key]);
+    const line = at(cell.closest("tr")), before = key === "raw" ? line.raw : text(line.seed[key]);
     const field = key === "answer" && found.answers.length
       ? el("select", {}, ...[...new Set(["", ...found.answers, before])].map((a) => el("option", { value: a }, a || "\u2013")))
       : el(key === "instruction" || key === "raw" ? "textarea" : "input", {});
@@ -139,7 +147,7 @@ export function makeSeeds(onChange, onChoose) {
     cell.replaceChildren(field);
     cell.tabIndex = -1;
     field.focus();
-    $("seed-rows").querySelectorAll("td[tabindex='-1']").forEach((c) => c !== cell && (c.tabIndex = 0));
+    $("seed-rows").querySelectorAll("[tabindex='-1']").forEach((c) => c !== cell && (c.tabIndex = 0));
   });
 
   function addOne() {
