@@ -61,13 +61,18 @@ def lint(expert: Annotated[str | None, typer.Argument(help="One expert; all with
 
 
 @app.command()
-def generate(expert: Expert) -> None:
+def generate(
+    expert: Expert,
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="Ask no server: kept replies, else the embedded teacher, seed by seed.")
+    ] = False,
+) -> None:
     """Ask the teacher for each seed's variants (stage 1)."""
     from factory.generate import generate
     from factory.table import print_made
 
     home, params, profile = _checkout(expert)
-    print_made(expert, generate(home, expert, params, profile))
+    print_made(expert, generate(home, expert, params, profile, recorded))
 
 
 @app.command()

@@ -6,6 +6,9 @@ Run: dmoe generate <expert>
 A seed is asked about until enough of its rows are acceptable or its budget is spent. What is acceptable
 is judged within the seed alone, so that an edited seed asks for nothing but its own variants, and without
 `output.never` and `dedup`, so that a reviewer may edit those freely: build has the last word.
+
+With --recorded nobody is asked. A seed whose replies are all kept gets them; any other is given to the embedded
+teacher. Each row says in `teacher` whose it is.
 """
 
 import asyncio
@@ -31,7 +34,7 @@ from factory.schema import CANDIDATES, writing
 from factory.seeds import Seed, held_out, read_seeds
 from factory.teacher import NoReply, Reply, Request, Teacher, Variant
 from factory.teacher.cache import Cache
-from factory.teacher.phrases import PhrasesTeacher
+from factory.teacher.phrases import PhrasesTeacher, slots_without_phrases
 from factory.template import Template, read_template
 from factory.tokens import counter
 
@@ -66,6 +69,7 @@ class Made:
     rules: dict[str, Rule] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)  # seed id -> accepted rows, where fewer than wanted
     lost: dict[str, str] = field(default_factory=dict)  # seed id -> why its requests brought nothing
+    teachers: Tally[str] = field(default_factory=Tally)  # whose the candidates are
     status: str = ""
 
 
@@ -83,40 +87,49 @@ class SeedMade:
         return sum(not reasons for reasons in self.wrong)
 
 
-def generate(home: Home, expert: str, params: Params, profile: Profile) -> Made:
+def generate(home: Home, expert: str, params: Params, profile: Profile, recorded: bool = False) -> Made:
     """Asks the teacher until every seed has its rows or its budget is spent, and writes the candidates.
 
+    `recorded`: asks no server, see above; seeds that even the embedded teacher cannot serve are `lost`.
+
     Raises:
-        UserError: a request brought nothing. All other replies are kept, and no file is written.
+        UserError: a request brought nothing (`recorded`: no seed has a row). All other replies are kept, and no file
+            is written.
     """
     template = read_template(home.template(expert))
     seeds = sorted(read_seeds(home.seeds(expert), template), key=lambda seed: seed.id)
     try:
-        return asyncio.run(_generate(home, template, seeds, params, counter(home, profile)))
+        return asyncio.run(_generate(home, template, seeds, params, counter(home, profile), recorded))
     except BaseExceptionGroup as group:
         while isinstance(group, BaseExceptionGroup):
             group = group.exceptions[0]
         raise group from None
 
 
-async def _generate(home: Home, template: Template, seeds: list[Seed], params: Params, count: Counter) -> Made:
+async def _generate(
+    home: Home, template: Template, seeds: list[Seed], params: Params, count: Counter, recorded: bool
+) -> Made:
     path = home.dataset(template.expert, "candidates.parquet")
     outside = held_out(seeds)
     made = Made(wanted=len(seeds) * template.declaration.generate.per_seed)
     window: deque[asyncio.Task[SeedMade]] = deque()
     places = asyncio.Semaphore(ACTIVE)
-    async with teacher_of(home, template, params) as teacher:
+    async with teacher_of(home, template, params, recorded) as teacher:
+        teachers = [teacher, *(stand_in(template) if recorded else [])]
         with Meter(template.expert, made.wanted) as meter, writing(path, CANDIDATES) as write:
 
             async def one(seed: Seed) -> SeedMade:
                 async with places:
-                    done = await of_seed(template, seed, teacher, count, seed.id in outside)
+                    for writer in teachers:
+                        done = await of_seed(template, seed, writer, count, seed.id in outside)
+                        if not done.lost:
+                            break
                 _tell(made, done, template.declaration.generate.per_seed)
                 meter.show(made.accepted, _line(made, teacher))
                 return done
 
             def take(done: SeedMade) -> None:
-                if not made.lost:
+                if recorded or not made.lost:
                     write(done.rows)
 
             async with asyncio.TaskGroup() as group:
@@ -126,15 +139,17 @@ async def _generate(home: Home, template: Template, seeds: list[Seed], params: P
                         take(await window.popleft())
                 while window:
                     take(await window.popleft())
-            if made.lost:
+            if made.lost and recorded and not made.candidates:
+                raise UserError(_nothing(template))
+            if made.lost and not recorded:
                 raise UserError(_lost(template.expert, made.lost))
         made.status = teacher.status()
     return made
 
 
 @asynccontextmanager
-async def teacher_of(home: Home, template: Template, params: Params) -> AsyncIterator[Teacher]:
-    """The teacher of params.yaml for one expert."""
+async def teacher_of(home: Home, template: Template, params: Params, recorded: bool = False) -> AsyncIterator[Teacher]:
+    """The teacher of params.yaml for one expert; `recorded`: it gives what is kept, and asks no server."""
     if isinstance(params.teacher, Phrases):
         yield PhrasesTeacher(template)
         return
@@ -142,8 +157,14 @@ async def teacher_of(home: Home, template: Template, params: Params) -> AsyncIte
 
     with Cache(home.replies) as cache:
         remember(home.dataset(template.expert, "candidates.parquet"), cache)
-        async with ChatTeacher(template, params.teacher, cache, server_of(home, params.teacher)) as teacher:
+        connect = None if recorded else server_of(home, params.teacher)
+        async with ChatTeacher(template, params.teacher, cache, connect) as teacher:
             yield teacher
+
+
+def stand_in(template: Template) -> list[Teacher]:
+    """The embedded teacher, where the template has phrases for every slot."""
+    return [] if slots_without_phrases(template) else [PhrasesTeacher(template)]
 
 
 def server_of(home: Home, served: Served) -> "Connect":
@@ -255,6 +276,7 @@ def _tell(made: Made, done: SeedMade, wanted: int) -> None:
         made.lost[done.seed.id] = done.lost
         return
     made.candidates += len(done.rows)
+    made.teachers.update(row["teacher"] for row in done.rows)
     made.acceptable += done.acceptable
     made.accepted += min(wanted, done.acceptable)
     if done.acceptable < wanted:
@@ -290,3 +312,11 @@ def _lost(expert: str, lost: dict[str, str]) -> str:
         named = [seed for seed, why in lost.items() if why == cause]
         lines.append(f"  {n} times: {cause} ({', '.join(named[:3])}{', ...' if n > 3 else ''})")
     return "\n".join([*lines, f"  then run again, and only these are asked: dmoe generate {expert}"])
+
+
+def _nothing(template: Template) -> str:
+    slots = ", ".join(slots_without_phrases(template))
+    return (
+        f"{template.expert}: no seed has all its replies kept, and the embedded teacher cannot fill {slots} "
+        f"(no phrases): no candidates were written\n  then ask the teacher: dmoe generate {template.expert}"
+    )

@@ -56,7 +56,12 @@ def print_made(expert: str, made: "Made") -> None:
         seeds = ", ".join(f"{seed} ({n})" for seed, n in sorted(made.short.items())[:10])
         more = ", ..." if len(made.short) > 10 else ""
         console.print(Text(f"{expert}: {len(made.short)} seeds fell short of their rows: {seeds}{more}"))
-    status = f"; {made.status}" if made.status else ""
+    if made.lost:
+        seeds = ", ".join(sorted(made.lost)[:10]) + (", ..." if len(made.lost) > 10 else "")
+        why = "no reply is kept, and the embedded teacher has no phrases for every slot"
+        console.print(Text(f"{expert}: {len(made.lost)} seeds could not be made ({why}): {seeds}"))
+    writers = "".join(f"; {n:,} by {name}" for name, n in sorted(made.teachers.items()))
+    status = writers + (f"; {made.status}" if made.status else "")
     console.print(
         Text(f"{expert}: {made.candidates:,} candidates, {made.accepted:,} of {made.wanted:,} wanted rows{status}")
     )

@@ -164,9 +164,7 @@ def test_a_clone_with_the_candidates_alone_needs_no_server(taught, good, unbroke
 def test_one_edited_seed_sends_its_own_requests_and_equals_a_clean_build(taught, good, tmp_path_factory):
     home, run = taught
     run(good)
-    lines = home.seeds("product").read_text().splitlines(keepends=True)
-    seed = json.loads(lines[5]) | {"instruction": "Which notebook is right for a painter?"}
-    home.seeds("product").write_text("".join([*lines[:5], json.dumps(seed) + "\n", *lines[6:]]))
+    reword_a_seed(home)
     sent = count(good)["tries"]
     run(good)
     assert count(good)["tries"] - sent == 2  # five rows wanted, four a request
@@ -203,6 +201,96 @@ def test_a_seed_that_falls_short_is_asked_about_again_until_its_budget_is_spent(
     assert set(made.short.values()) == {2} and made.rules["exact_copy"].alone > 0
     stats, _ = judged(home)
     assert set(stats["seeds_short"]) == set(made.short)
+
+
+# -- without a server ---------------------------------------------------------------------------
+
+
+def recorded(home):
+    return generate(home, "product", read_params(home), read_profile(home, "pocket"), recorded=True)
+
+
+def reword_a_seed(home):
+    """Gives the sixth seed another text, so that no reply to it is kept; returns its id."""
+    lines = home.seeds("product").read_text().splitlines(keepends=True)
+    seed = json.loads(lines[5]) | {"instruction": "Which notebook is right for a painter?"}
+    home.seeds("product").write_text("".join([*lines[:5], json.dumps(seed) + "\n", *lines[6:]]))
+    return seed["id"]
+
+
+def open_a_slot(home):
+    """Takes the phrases of `reason` away: only a teacher who can write may fill it."""
+    text = home.template("product").read_text()
+    start, end = text.index("      phrases:                    # true"), text.index("  # A reply with one of these")
+    home.template("product").write_text(text[:start] + "      phrases: []\n" + text[end:])
+
+
+@pytest.mark.parametrize("where", ["the cache", "the candidates"])
+def test_recorded_replies_are_used_wherever_they_are_kept(taught, good, unbroken, monkeypatch, where):
+    home, run = taught
+    run(good)
+    candidates(home).unlink() if where == "the cache" else shutil.rmtree(home.replies.parent)
+    monkeypatch.delenv("DMOE_TEACHER_URL")
+    made = recorded(home)
+    assert candidates(home).read_bytes() == unbroken and set(made.teachers) == {"mock"}
+
+
+def test_a_seed_without_recorded_replies_is_the_embedded_teachers_and_says_so(taught, good, unbroken):
+    home, run = taught
+    run(good)
+    before, seeds = {row["row_id"] for row in rows(home)}, home.seeds("product").read_text()
+    seed, sent = reword_a_seed(home), count(good)["tries"]
+    made = recorded(home)
+    assert {row["seed_id"] for row in rows(home) if row["teacher"] == "phrases"} == {seed}
+    assert {row["row_id"] for row in rows(home) if row["teacher"] == "mock"} < before
+    assert made.teachers == {"mock": len(rows(home)) - 10, "phrases": 10} and not made.lost
+    assert judged(home)[0]["kept"] > 0 and count(good)["tries"] == sent
+    home.seeds("product").write_text(seeds)
+    run(good)  # what was paid for is still there
+    assert candidates(home).read_bytes() == unbroken and count(good)["tries"] == sent
+
+
+def test_where_nothing_is_recorded_all_rows_are_the_embedded_teachers_without_openai(checkout):
+    ready(checkout)
+    code = "import sys; sys.modules['openai'] = sys.modules['aiohttp'] = None; from factory.cli import app; app()"
+    command = [sys.executable, "-c", code, "generate", "product", "--recorded"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DMOE_")} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=checkout.root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "product: 120 candidates" in done.stdout and "; 120 by phrases" in done.stdout
+    assert {row["teacher"] for row in rows(checkout)} == {"phrases"}
+
+
+def test_recorded_is_the_embedded_teacher_where_that_is_the_teacher(checkout):
+    profile = read_profile(checkout, "pocket")
+    generate(checkout, "product", read_params(checkout), profile)
+    before = candidates(checkout).read_bytes()
+    assert generate(checkout, "product", read_params(checkout), profile, recorded=True).teachers.keys() == {"phrases"}
+    assert candidates(checkout).read_bytes() == before
+
+
+def test_a_seed_that_only_a_writer_could_serve_is_told_and_the_others_are_made(taught, good, capsys):
+    from factory.table import print_made
+
+    home, run = taught
+    open_a_slot(home)
+    run(good)
+    seed = reword_a_seed(home)
+    made = recorded(home)
+    assert set(made.lost) == {seed} and set(made.teachers) == {"mock"}
+    assert seed not in {row["seed_id"] for row in rows(home)}
+    print_made("product", made)
+    assert "1 seeds could not be made (no reply is kept, and the embedded teacher" in capsys.readouterr().out
+
+
+def test_where_no_seed_can_be_made_it_is_one_error_and_the_old_file_stays(taught, good):
+    home, run = taught
+    run(good)
+    before = candidates(home).read_bytes()
+    open_a_slot(home)
+    with pytest.raises(UserError, match="the embedded teacher cannot fill reason .*\n  then ask the teacher: dmoe gen"):
+        recorded(home)
+    assert candidates(home).read_bytes() == before
 
 
 # -- a server at fault --------------------------------------------------------------------------
