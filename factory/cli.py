@@ -279,6 +279,18 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
+@app.command("pull-request")
+def pull_request(
+    repo: Annotated[Path, typer.Argument(help="A clone whose HEAD is the pull request merged into its base.")],
+) -> None:
+    """Take a pull request's templates, seeds and experts into this checkout of its base; for the robot of a review."""
+    from factory.paths import find_home
+    from factory.pull import take
+
+    for expert in take(find_home(), repo):
+        typer.echo(expert)
+
+
 teacher_app = typer.Typer(
     cls=TyperGroup, no_args_is_help=True, help="The teacher's server, and the replies that were paid for."
 )
