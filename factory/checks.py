@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from rapidfuzz import fuzz
 from rapidfuzz.utils import default_process
 
+from factory.personal import personal
 from factory.template import Template, find_any
 
 Counter = Callable[[str], int]  # text -> tokens of the base model
 
-PERSONAL = {
-    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.\w{2,}"),
-    "a telephone number": re.compile(r"(?<![\w.])(?:\+\d{1,3}[ -]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)"),
-    "a social security number": re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)"),
-    "a card number": re.compile(r"(?<!\d)(?:\d{4}[ -]?){3}\d{4}(?!\d)"),
-    "a secret key": re.compile(r"\b(?:sk|ghp|AKIA|xox[bp])[-_]?[A-Za-z0-9]{16,}"),
-}
-SUSPECT = re.compile(r"[\d@]|\b(?:sk|ghp|AKIA|xox)")  # without one of these, none of the patterns above can match
 FOREIGN = {"en": re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")}  # letters that are not Latin
 
 
@@ -133,8 +126,7 @@ def _language(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
 
 def _personal_data(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
     for text in (reply.instruction, _without_fixed(reply, t)):
-        if SUSPECT.search(text):
-            yield from (f"holds {name}" for name, pattern in PERSONAL.items() if pattern.search(text))
+        yield from (f"holds {kind}" for kind in personal(text))
 
 
 def _without_fixed(reply: Reply, t: Template) -> str:
