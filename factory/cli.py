@@ -241,14 +241,30 @@ class Format(StrEnum):
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="SQL over candidates, verdicts, rows, seeds, scores.")],
+    sql: Annotated[
+        str, typer.Argument(help="A named query, or SQL over candidates, verdicts, rows, seeds, scores.")
+    ] = "",
+    list_: Annotated[bool, typer.Option("--list", help="The named queries, and what each answers.")] = False,
+    expert: Annotated[str | None, typer.Option(help="One expert; all without it.")] = None,
     format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
 ) -> None:
     """Ask DuckDB about everything that was made; read-only."""
-    from factory.query import query
+    from factory.queries import QUERIES
+    from factory.query import named, query
     from factory.table import print_rows
 
-    print_rows(*query(_checkout()[0], sql), format.value)
+    if list_ or not sql:
+        return print_rows(["name", "answers"], [(name, about) for name, (about, _) in QUERIES.items()], format.value)
+    print_rows(*query(_checkout(expert)[0], named(sql), expert), format.value)
+
+
+@app.command()
+def catalogue() -> None:
+    """Write datasets.duckdb: the tables of `dmoe query` as views that any DuckDB client opens."""
+    from factory.query import catalogue
+
+    path, views = catalogue(_checkout()[0])
+    typer.echo(f"{path.name}: {', '.join(views)}\nopen it: duckdb {path}")
 
 
 @app.command()

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
 
 from factory.errors import UserError
 from factory.paths import Home
-from factory.query import VIEWS, query, why
+from factory.queries import QUERIES
+from factory.query import VIEWS, catalogue, named, query, why
 from factory.schema import CANDIDATES, ROWS, SCORES, VERDICTS, write_rows
 from factory.table import print_rows
 
@@ -189,6 +192,158 @@ def test_a_broken_seed_line_is_named(tmp_path):
     home.general.write_text('{"id": "general-0001"}\n{oops\n')
     with pytest.raises(UserError, match=r"general\.jsonl:2: not JSON"):
         query(home, "SELECT 1")
+
+
+# -- named queries --------------------------------------------------------------------------------
+
+FOUND = {
+    "rows-per-answer": ("medical", "headache", 1, 1, 1),
+    "drop-reasons": ("medical", "echo", 1, 0, "100.0 like ab11"),
+    "longest": ("medical", "ab11", 30, REPLY),
+    "shortest": ("medical", "ab11", 30, REPLY),
+    "seeds-that-give-few": ("medical", "medical-0001", "holdout", 1, "head aches"),
+    "seeds-that-give-most": ("medical", "medical-0001", "holdout", 1, "head aches"),
+    "tokens-spent": ("medical", "phrases", 0, 0, 2, 0.0),
+    "replies-by-arm": ("medical", "ab22", "skull aches", "a head thing", "cephalalgia it is"),
+    "scores-by-answer": ("medical", "headache", "base", 1, 1.0, 1.0, 3.0),
+    "forms-used": ("medical", 0, 3, 2),
+    "teachers": ("medical", "phrases", "holdout", 1),
+    "licences": ("medical", "CC0", "desk", 2),
+}
+NOTHING = {"most-alike", "seeds-that-give-nothing", "wrong-answers"}  # of which the small checkout has none
+
+
+def test_every_named_query_is_tested():
+    assert {*FOUND, *NOTHING} == set(QUERIES)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_named_query_answers(small, name):
+    columns, rows = query(small, named(name), "medical")
+    assert rows[0] == FOUND[name] and len(columns) == len(rows[0])
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_named_query_says_what_it_answers_and_runs_before_anything_is_made(tmp_path, name):
+    assert len(QUERIES[name][0]) > 10 and query(Home(tmp_path), named(name))[1] == []
+
+
+def _dropped(home, row_id, verdict, scores=()):
+    """A checkout with one kept row, and another candidate of another seed with this verdict."""
+    candidates = [_candidate("ab11", "my head hurts"), _candidate(row_id, "my brow hurts", seed_id="medical-0002")]
+    write_rows(home.dataset("medical", "candidates.parquet"), CANDIDATES, candidates)
+    write_rows(home.dataset("medical", "verdicts.parquet"), VERDICTS, [_verdict("ab11"), verdict])
+    write_rows(home.dataset("medical", "train.parquet"), ROWS, [_row("ab11", "my head hurts")])
+    write_rows(home.expert("medical", "scores.parquet"), SCORES, list(scores))
+    home.general.parent.mkdir()
+    seeds = [{"id": f"medical-000{i}", "instruction": "x", "source": "desk", "licence": "CC0"} for i in (1, 2)]
+    home.seeds("medical").write_text("\n".join(map(json.dumps, seeds)))
+    return home
+
+
+def test_near_copies_are_found_with_what_they_are_like(tmp_path):
+    near = _verdict("cd22", verdict="drop", reasons=["near_copy"], like="ab11", score=91.5)
+    home = _dropped(Home(tmp_path), "cd22", near)
+    found = ("medical", 91.5, "cd22", "my brow hurts", "ab11", "my head hurts")
+    assert query(home, named("most-alike"))[1] == [found]
+
+
+def test_a_seed_that_gives_nothing_is_found_with_the_reasons(tmp_path):
+    home = _dropped(Home(tmp_path), "cd22", _verdict("cd22", verdict="drop", reasons=["hedge", "echo"]))
+    assert query(home, named("seeds-that-give-nothing"))[1] == [
+        ("medical", "medical-0002", "default", 1, ["echo", "hedge"], "x")
+    ]
+
+
+def test_a_wrong_answer_is_found_with_its_reply(tmp_path):
+    wrong = _score("expert", "tinnitus") | {"right": False}
+    home = _dropped(Home(tmp_path), "cd22", _verdict("cd22"), [wrong, _score("base", "x") | {"right": False}])
+    assert query(home, named("wrong-answers"))[1] == [
+        ("medical", "ab22", "headache", "skull aches", "tinnitus", True, True)
+    ]
+
+
+def test_one_expert_s_tables_hold_nothing_of_the_others(small):
+    assert query(small, "SELECT count(*) FROM candidates", "legal")[1] == [(1,)]
+    assert query(small, "SELECT DISTINCT expert FROM seeds", "medical")[1] == [("medical",)]
+
+
+def test_a_word_that_is_neither_sql_nor_a_name_is_told_the_nearest():
+    with pytest.raises(UserError, match="did you mean rows-per-answer?(.|\n)*then see them: dmoe query --list"):
+        named("rows_per_answr")
+    with pytest.raises(UserError, match="^'zzz' is neither SQL nor a named query\n"):
+        named("zzz")
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1", "FROM rows", "SELECT'a'", ""])
+def test_sql_is_left_as_it_is(sql):
+    assert named(sql) == sql
+
+
+# -- catalogue ------------------------------------------------------------------------------------
+
+
+def elsewhere(folder, code):
+    """What a client of its own prints, that stands in another folder and knows nothing of dmoe."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_any_client_opens_the_catalogue_from_anywhere_and_sees_what_query_sees(small, tmp_path):
+    path, views = catalogue(small)
+    assert views == list(VIEWS)
+    told = elsewhere(tmp_path, f"""
+import duckdb, json
+c = duckdb.connect({str(path)!r}, read_only=True)
+print(json.dumps([[c.sql(f"SELECT count(*), count(DISTINCT expert) FROM {{v}}").fetchall()[0],
+                   c.sql(f"FROM {{v}}").columns] for v in {views}]))""")  # fmt: skip
+    for view, (counts, columns) in zip(views, told, strict=True):
+        assert query(small, f"SELECT count(*), count(DISTINCT expert) FROM {view}")[1] == [tuple(counts)]
+        assert query(small, f"FROM {view}")[0] == columns
+
+
+def test_the_catalogue_s_named_queries_answer_the_same(small):
+    import duckdb
+
+    with duckdb.connect(str(catalogue(small)[0]), read_only=True) as connection:
+        for name in QUERIES:
+            assert connection.execute(named(name)).fetchall() == query(small, named(name))[1], name
+
+
+def test_each_view_of_the_catalogue_says_what_it_holds(small):
+    import duckdb
+
+    with duckdb.connect(str(catalogue(small)[0]), read_only=True) as connection:
+        told = dict(connection.sql("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall())
+    assert told == VIEWS
+
+
+def test_the_catalogue_follows_what_is_made_anew(tmp_path):
+    import duckdb
+
+    home = _dropped(Home(tmp_path / "it's"), "cd22", _verdict("cd22"))
+    path, views = catalogue(home)
+    write_rows(home.dataset("medical", "train.parquet"), ROWS, [_row("ab11", "a"), _row("cd22", "b")])
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM rows").fetchall() == [(2,)]
+    assert path == catalogue(home)[0] and views == list(VIEWS)
+
+
+def test_without_anything_made_there_is_no_catalogue(tmp_path):
+    with pytest.raises(UserError, match="nothing has been made yet\n  then run: dvc repro"):
+        catalogue(Home(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_leaves_the_old_catalogue(tmp_path):
+    home = _dropped(Home(tmp_path), "cd22", _verdict("cd22"))
+    path = catalogue(home)[0]
+    before = path.read_bytes()
+    home.dataset("medical", "verdicts.parquet").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"datasets\.duckdb: verdicts: (.|\n)*then run: dvc repro"):
+        catalogue(home)
+    assert path.read_bytes() == before
 
 
 # -- why ----------------------------------------------------------------------------------------
