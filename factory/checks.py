@@ -110,14 +110,14 @@ def _echo(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
 
 
 def _script(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
-    for text in (reply.instruction, _without_fixed(reply, t)):
+    for text in (reply.instruction, without_fixed(reply, t)):
         if letters := FOREIGN[t.declaration.language].findall(text):
             yield f"letters of another script: {''.join(letters[:8])!r}"
 
 
 def _language(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
     language = t.declaration.language
-    for name, text in (("question", reply.instruction), ("reply", _without_fixed(reply, t))):
+    for name, text in (("question", reply.instruction), ("reply", without_fixed(reply, t))):
         said = words(text)
         strange = said & FOREIGN_LITTLE[language]
         if len(strange) > max(1, len(said & LITTLE[language])):
@@ -125,11 +125,11 @@ def _language(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
 
 
 def _personal_data(reply: Reply, t: Template, count: Counter) -> Iterator[str]:
-    for text in (reply.instruction, _without_fixed(reply, t)):
+    for text in (reply.instruction, without_fixed(reply, t)):
         yield from (f"holds {kind}" for kind in personal(text))
 
 
-def _without_fixed(reply: Reply, t: Template) -> str:
+def without_fixed(reply: Reply, t: Template) -> str:
     """The output without the answer's fixed text, which is exempt: a reviewer wrote it."""
     text = reply.output
     for fixed in t.fixed(reply.answer).values():

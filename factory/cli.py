@@ -307,6 +307,34 @@ def pull_request(
         typer.echo(expert)
 
 
+class Shown(StrEnum):
+    text = "text"
+    json = "json"
+
+
+@app.command()
+def leaks(
+    expert: Annotated[str | None, typer.Argument(help="One expert; all without it.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The folder of all-MiniLM-L6-v2: compare by meaning too.")
+    ] = None,
+    format: Annotated[Shown, typer.Option(help="How to print what is found.")] = Shown.text,
+) -> None:
+    """Look for personal data, other experts' questions and held-out questions in the built data; ends with 1 if any."""
+    from factory.leaks import leaks, told
+
+    home, params, _ = _checkout(expert)
+    found = leaks(home, params.experts, expert, encoder)
+    if found or format is Shown.json:
+        typer.echo(told(found, format.value))
+    if found:
+        raise typer.Exit(1)
+    if format is Shown.text:
+        typer.echo(
+            f"{expert or ', '.join(params.experts)}: nothing found, by words{' and by meaning' if encoder else ''}"
+        )
+
+
 teacher_app = typer.Typer(
     cls=TyperGroup, no_args_is_help=True, help="The teacher's server, and the replies that were paid for."
 )
