@@ -335,6 +335,22 @@ def leaks(
         )
 
 
+@app.command()
+def publish(
+    expert: Expert,
+    to: Annotated[str, typer.Option(help="hf://datasets/OWNER/NAME, file:///FOLDER or a folder.")],
+    for_real: Annotated[
+        bool, typer.Option("--for-real", help="Do it; without it nothing leaves build/publish.")
+    ] = False,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Though `dmoe leaks` finds something.")] = False,
+) -> None:
+    """Prepare one expert's dataset with its card, and put it into a folder or on the Hugging Face Hub."""
+    from factory.publish import publish
+
+    home, params, _ = _checkout(expert)
+    typer.echo("\n".join(publish(home, params, expert, to, for_real, allow_leaks)))
+
+
 teacher_app = typer.Typer(
     cls=TyperGroup, no_args_is_help=True, help="The teacher's server, and the replies that were paid for."
 )

@@ -101,3 +101,23 @@ def checkout(home, tmp_path):
     lines = profile.read_text().splitlines(keepends=True)
     profile.write_text("".join("  revision: null\n" if "revision:" in line else line for line in lines))
     return Home(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def made(home, tmp_path_factory):
+    """A checkout whose three experts' data are made by the embedded teacher; tests do not change it."""
+    from factory.build import build
+    from factory.generate import generate
+    from factory.paths import Home, read_params, read_profile
+
+    root = tmp_path_factory.mktemp("made")
+    for name in ("params.yaml", "profiles", "templates", "seeds", "models"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, root / name)
+    made = Home(root)
+    params = read_params(made)
+    profile = read_profile(made, params.profile)
+    for expert in params.experts:
+        generate(made, expert, params, profile)
+        build(made, expert, profile)
+    return made
