@@ -242,7 +242,7 @@ class Format(StrEnum):
 @app.command()
 def query(
     sql: Annotated[
-        str, typer.Argument(help="A named query, or SQL over candidates, verdicts, rows, seeds, scores.")
+        str, typer.Argument(help="A named query, or SQL over candidates, verdicts, pairs, rows, seeds, scores.")
     ] = "",
     list_: Annotated[bool, typer.Option("--list", help="The named queries, and what each answers.")] = False,
     expert: Annotated[str | None, typer.Option(help="One expert; all without it.")] = None,

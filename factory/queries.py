@@ -16,11 +16,14 @@ QUERIES: dict[str, tuple[str, str]] = {
         SELECT expert, row_id, v.tokens, r.output FROM rows r JOIN verdicts v USING (expert, row_id)
         ORDER BY v.tokens, row_id LIMIT 20"""),
     "most-alike": ("the 20 most alike questions that are no exact copies, and their score", """
-        SELECT v.expert, round(v.score, 1) AS score, v.row_id, c.instruction,
-               v."like", l.instruction AS like_instruction
-        FROM verdicts v JOIN candidates c USING (expert, row_id)
-        JOIN candidates l ON l.expert = v.expert AND l.row_id = v."like"
-        WHERE NOT list_contains(v.reasons, 'exact_copy') ORDER BY v.score DESC, v.row_id LIMIT 20"""),
+        WITH alike AS (
+            SELECT expert, row_id, "like", score FROM pairs
+            UNION ALL SELECT expert, row_id, "like", score FROM verdicts WHERE "like" <> '')
+        SELECT a.expert, round(max(a.score), 1) AS score, a.row_id, any_value(c.instruction) AS instruction, a."like",
+               any_value(l.instruction) AS like_instruction
+        FROM alike a JOIN candidates c USING (expert, row_id)
+        JOIN candidates l ON l.expert = a.expert AND l.row_id = a."like"
+        WHERE a.score < 100 GROUP BY a.expert, a.row_id, a."like" ORDER BY max(a.score) DESC, a.row_id LIMIT 20"""),
     "seeds-that-give-nothing": ("seeds without a single row, and why their candidates fell", """
         WITH fell AS (
             SELECT c.expert, c.seed_id, count(*) AS candidates,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from factory.errors import Problem, Problems, UserError, relative
 from factory.paths import Home
 from factory.queries import QUERIES
-from factory.schema import CANDIDATES, ROWS, SCORES, VERDICTS
+from factory.schema import CANDIDATES, PAIRS, ROWS, SCORES, VERDICTS
 from factory.store import read_text, whole
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VIEWS = {  # name -> what it holds
     "candidates": "one reply of a teacher, or what failed",
     "verdicts": "what was decided on each candidate, and all reasons",
+    "pairs": "questions of one answer that are alike, and how much",
     "rows": "what was kept: the dataset, with its split",
     "seeds": "the hand-written questions, with those of general.jsonl",
     "scores": "a reply to a held-out question, by the base or the expert, measured",
@@ -51,6 +52,7 @@ def _tables(home: Home) -> dict[str, pa.Table]:
     return {
         "candidates": parquet(CANDIDATES.arrow(), "datasets/*/candidates.parquet"),
         "verdicts": parquet(VERDICTS.arrow(), "datasets/*/verdicts.parquet"),
+        "pairs": parquet(PAIRS.arrow(), "datasets/*/pairs.parquet"),
         "rows": parquet(ROWS.arrow(), "datasets/*/train.parquet", "datasets/*/holdout.parquet", split=True),
         "scores": parquet(SCORES.arrow(), "experts/*/scores.parquet"),
         "seeds": _seeds(home),
@@ -175,6 +177,7 @@ def _views(home: Home) -> dict[str, str]:
     return {
         "candidates": parquet(plain, "datasets/*/candidates.parquet"),
         "verdicts": parquet(f"{folder}, {plain}", "datasets/*/verdicts.parquet"),
+        "pairs": parquet(f"{folder}, {plain}", "datasets/*/pairs.parquet"),
         "rows": parquet(
             f"{folder}, {stem} AS split, {plain}", "datasets/*/train.parquet", "datasets/*/holdout.parquet"
         ),

@@ -115,6 +115,12 @@ VERDICTS = Table(
     among={"verdict": ("keep", "drop", "fail"), "reasons": REASONS},
     at_least={"tokens": 0},
 )
+PAIRS = Table(
+    "pairs",
+    {"row_id": "text", "like": "text", "score": "float"},
+    unique=None,
+    at_least={"score": 0},
+)
 ROWS = Table(
     "rows",
     {

@@ -33,6 +33,9 @@ STAGES = (
     "train.export",
     "serve.gateway",
     "factory.query",
+    "factory.leaks",
+    "factory.card",
+    "factory.publish",
     "factory.generate",
     "factory.replies",
 )
