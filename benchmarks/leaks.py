@@ -179,14 +179,19 @@ def with_rows(expert: Expert, texts: dict[str, str]) -> Expert:
     return replace(expert, rows={**expert.rows, "train": expert.rows["train"] + rows})
 
 
+def compared(expert: Expert) -> list[Seed]:
+    """The held-out seeds that are compared at all: those of some words."""
+    held = {row["seed_id"] for row in expert.rows["holdout"]}
+    return [seed for seed in expert.seeds if seed.id in held and len(seed.instruction.split()) >= FEW]
+
+
 def by_method(expert: Expert, method: Method) -> set[str]:
     return {leak.other for leak in _held_out("x", expert, method)}
 
 
 def by_rapidfuzz(expert: Expert, scorer: object, threshold: float) -> set[str]:
     """Held-out seeds with a training row of the same answer at this likeness."""
-    held = {row["seed_id"] for row in expert.rows["holdout"]}
-    seeds = [s for s in expert.seeds if s.id in held and len(s.instruction.split()) >= FEW]
+    seeds = compared(expert)
     rows = expert.rows["train"]
     likeness = process.cdist(
         [s.instruction for s in seeds], [r["instruction"] for r in rows], scorer=scorer, processor=default_process
@@ -214,7 +219,7 @@ def main() -> None:
         table.add_column(kind)
     for name, way in ways.items():
         clean = {expert: way(data) for expert, data in experts.items()}
-        held = sum(len({row["seed_id"] for row in data.rows["holdout"]}) for data in experts.values())
+        held = sum(len(compared(data)) for data in experts.values())
         cells = [f"{sum(map(len, clean.values()))} of {held}"]
         for kind in kinds:
             found = total = 0
