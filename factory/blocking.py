@@ -1,0 +1,216 @@
+"""Pairs of texts that are alike enough, found without comparing most pairs; the same pairs as comparing all. Pure.
+
+Likeness is rapidfuzz's `ratio`: 100 x (1 - d / (m + n)) for texts of m and n characters, d being how many characters
+must be taken out or put in to make one of the other. A pair that reaches the cutoff has therefore few of those, and
+lengths that are near. Of the shorter text at most e = (d - difference of lengths) / 2 characters may be without a
+partner in the longer one, so no more than e can be too many of their kind. That is what is counted first, for it is
+cheap: how often each frequent character stands in a text is written in unary, a bit saying "at least so many of it".
+The bits set in the shorter text and not in the longer one never outnumber e, whichever bits are left out. 64 of them
+fit a word: one AND and one population count, about a nanosecond a pair, set most pairs aside; three more words those
+that are left. So a pair is never lost, and rapidfuzz alone says how alike the survivors are. Bits are chosen anew for
+each band of lengths: those that split it most evenly. Long texts (300 characters and more) are hardly told apart by
+their characters; there and wherever most pairs survive, whole blocks are compared directly.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz import fuzz, process
+
+Array = NDArray[np.generic]
+KINDS = 40  # the most frequent characters are counted each, all others together
+WORDS = 4  # of 64 bits each
+TILE = (32, 4096)  # pairs that are tested at a time: a megabyte of words
+BAND = 1.15  # longest by shortest text for which the same bits are used
+SAMPLE = 512  # texts of a band by which its bits are chosen
+SPARSE = 16  # one survivor in so many pairs is few enough to pick them out
+DENSE = 4  # one survivor in so many pairs is too many: comparing the whole block is faster
+BATCH = 1 << 18  # survivors that are compared at a time
+
+
+class Texts(NamedTuple):
+    """Texts, their lengths, and how often each kind of character stands in each, at most 255: uint8 [KINDS, texts]."""
+
+    texts: Array
+    lengths: Array
+    counts: Array
+
+
+class Pairs(NamedTuple):
+    """Numbers of two texts and their likeness, 0 to 100, a pair in each place."""
+
+    left: Array
+    right: Array
+    score: Array
+
+
+def read(texts: list[str]) -> Texts:
+    """Counts the characters of `texts`."""
+    counts = np.empty((KINDS, len(texts)), np.uint8)
+    kinds = None
+    for start in range(0, len(texts), 1 << 15):
+        part = texts[start : start + (1 << 15)]
+        codes = np.frombuffer("".join(part).encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds = _kinds(codes) if kinds is None else kinds
+        places = np.repeat(np.arange(len(part)) * KINDS, [len(text) for text in part]) + kinds[codes]
+        found = np.bincount(places, minlength=len(part) * KINDS).reshape(len(part), KINDS)
+        counts[:, start : start + len(part)] = np.minimum(found, 255).T
+    return Texts(np.array(texts, object), np.array([len(text) for text in texts], np.int64), counts)
+
+
+def _kinds(codes: Array) -> Array:
+    """Code point -> the number of its kind; the frequent ones have their own."""
+    kinds = np.full(0x110000, KINDS - 1, np.uint8)
+    frequent = np.argsort(-np.bincount(codes, minlength=KINDS), kind="stable")[: KINDS - 1]
+    kinds[frequent] = np.arange(len(frequent))
+    return kinds
+
+
+def pairs(texts: Texts, left: Array, right: Array | None, cutoff: float) -> Pairs:
+    """All pairs of a text numbered in `left` with one in `right` that are at least `cutoff` alike, each once.
+
+    `right` shares none with `left`; None is for all pairs within `left`. Their order is always the same.
+    """
+    left = left[np.argsort(texts.lengths[left], kind="stable")]
+    if right is None:
+        work = [(left[band], left, True) for band in _bands(texts.lengths[left])]
+    else:
+        right = right[np.argsort(texts.lengths[right], kind="stable")]
+        work = [(left[band], right, False) for band in _bands(texts.lengths[left])]
+        work += [(right[band], left, True) for band in _bands(texts.lengths[right])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda job: _Band(texts, *job, cutoff).pairs(right is None), work))
+    return Pairs(*(np.concatenate(part) for part in zip(_NONE, *found, strict=True)))
+
+
+_NONE = Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+def _bands(lengths: Array) -> Iterator[slice]:
+    """Runs of a sorted array whose largest is at most BAND times the smallest."""
+    start = 0
+    while start < len(lengths):
+        stop = int(np.searchsorted(lengths, lengths[start] * BAND, side="right"))
+        yield slice(start, stop)
+        start = stop
+
+
+class _Band:
+    """`longer`, whose lengths are near each other, against `shorter`: both numbers of texts, sorted by length.
+
+    Pairs of equal length are looked for if `equal`, which one of two directions does.
+    """
+
+    def __init__(self, texts: Texts, longer: Array, shorter: Array, equal: bool, cutoff: float) -> None:
+        lengths = texts.lengths[shorter]
+        low, high = (int(texts.lengths[longer[i]]) for i in (0, -1))
+        start = np.searchsorted(lengths, low * cutoff / (200 - cutoff) - 1e-6)
+        stop = np.searchsorted(lengths, high, side="right" if equal else "left")
+        self.texts, self.longer, self.shorter, self.cutoff = texts, longer, shorter[start:stop], cutoff
+        self.equal, self.lengths = equal, lengths[start:stop]
+        self.found: list[Pairs] = []
+        self.waiting: list[tuple[Array, Array]] = []
+
+    def pairs(self, within: bool) -> Pairs:
+        """The pairs that are alike; of a text with itself and of a pair's two directions none, if `within`."""
+        if len(self.shorter):
+            bits = _bits(self.texts, np.concatenate((self.longer, self.shorter)))
+            lacking, having = ~_words(self.texts, self.longer, bits), _words(self.texts, self.shorter, bits)
+            lengths = self.texts.lengths[self.longer]
+            marks = np.concatenate(([0], np.flatnonzero(np.diff(lengths)) + 1, [len(lengths)]))
+            space = np.empty(TILE[0] * TILE[1], np.uint64), np.empty(TILE[0] * TILE[1], np.uint8)
+            for start, stop in zip(marks[:-1], marks[1:], strict=True):
+                self._length(int(lengths[start]), int(start), int(stop), lacking, having, space, within)
+        self._compare()
+        return Pairs(*(np.concatenate(part) for part in zip(_NONE, *self.found, strict=True)))
+
+    def _length(
+        self, length: int, start: int, stop: int, lacking: Array, having: Array, space: tuple[Array, Array], within: bool
+    ) -> None:
+        """The texts start to stop of `longer`, all of one length, against all that are short enough."""
+        first = int(np.searchsorted(self.lengths, length * self.cutoff / (200 - self.cutoff) - 1e-6))
+        last = int(np.searchsorted(self.lengths, length, side="right" if self.equal else "left"))
+        for y in range(first, last, TILE[1]):
+            columns = slice(y, min(last, y + TILE[1]))
+            # 1e-6 is more than all rounding: an edit that is just allowed must not be lost
+            edits = np.floor((1 - self.cutoff / 100) * (length + self.lengths[columns]) + 1e-6).astype(np.int64)
+            allowed = ((edits - length + self.lengths[columns]) // 2).clip(0, 255).astype(np.uint8)
+            for x in range(start, stop, TILE[0]):
+                rows = slice(x, min(stop, x + TILE[0]))
+                found = _survivors(lacking[:, rows], having[:, columns], allowed, space)
+                a, b = self.longer[rows], self.shorter[columns]
+                if found is None:
+                    scores = process.cdist(
+                        self.texts.texts[a], self.texts.texts[b], scorer=fuzz.ratio, score_cutoff=self.cutoff,
+                        dtype=np.float32,
+                    )  # fmt: skip
+                    i, j = np.nonzero(scores >= self.cutoff)
+                    keep = self._once(a[i], b[j]) if within else slice(None)
+                    self.found.append(Pairs(a[i][keep], b[j][keep], scores[i, j][keep]))
+                elif len(found[0]):
+                    i, j = a[found[0]], b[found[1]]
+                    keep = self._once(i, j) if within else slice(None)
+                    self.waiting.append((i[keep], j[keep]))
+                    if sum(len(i) for i, _ in self.waiting) > BATCH:
+                        self._compare()
+
+    def _once(self, i: Array, j: Array) -> Array:
+        kept: Array = (self.texts.lengths[i] > self.texts.lengths[j]) | (i < j)
+        return kept
+
+    def _compare(self) -> None:
+        """Asks rapidfuzz about the survivors."""
+        if self.waiting:
+            i, j = (np.concatenate(side) for side in zip(*self.waiting, strict=True))
+            scores = process.cpdist(
+                self.texts.texts[i], self.texts.texts[j], scorer=fuzz.ratio, score_cutoff=self.cutoff, dtype=np.float32
+            )
+            alike = scores >= self.cutoff
+            self.found.append(Pairs(i[alike], j[alike], scores[alike]))
+            self.waiting = []
+
+
+def _bits(texts: Texts, band: Array) -> list[tuple[int, int]]:
+    """(kind, count): "at least so many of it", the bits that split a band's texts most evenly, best first."""
+    sample = texts.counts[:, band[:: max(1, len(band) // SAMPLE)]]
+    least = np.arange(1, max(2, int(sample.max()) + 1))
+    share = (sample[:, None, :] >= least[:, None]).mean(axis=2)
+    best = np.argsort(-(share * (1 - share)).ravel(), kind="stable")[: 64 * WORDS]
+    return [(int(i) // len(least), int(least[i % len(least)])) for i in best]
+
+
+def _words(texts: Texts, numbers: Array, bits: list[tuple[int, int]]) -> Array:
+    """The bits of each text, uint64 [WORDS, texts]; there may be fewer bits than fit."""
+    words = np.zeros((WORDS, len(numbers)), np.uint64)
+    counts = texts.counts[:, numbers]
+    for place, (kind, least) in enumerate(bits):
+        words[place // 64] |= (counts[kind] >= least).astype(np.uint64) << np.uint64(place % 64)
+    return words
+
+
+def _survivors(
+    lacking: Array, having: Array, allowed: Array, space: tuple[Array, Array]
+) -> tuple[Array, Array] | None:
+    """Places (row, column) where at most `allowed` of a column's bits are lacking in the row; None if most are."""
+    shape = lacking.shape[1], having.shape[1]
+    both, total = space[0][: shape[0] * shape[1]].reshape(shape), space[1][: shape[0] * shape[1]].reshape(shape)
+    total[:] = 0
+    for word in range(WORDS):
+        np.bitwise_and(lacking[word][:, None], having[word], out=both)
+        total += np.bitwise_count(both)
+        near = total <= allowed
+        if (left := np.count_nonzero(near)) * SPARSE <= near.size:
+            break
+    if left * DENSE > near.size:
+        return None
+    i, j = np.divmod(np.flatnonzero(near), shape[1])
+    found = total[i, j]
+    for later in range(word + 1, WORDS):
+        found = found + np.bitwise_count(lacking[later][i] & having[later][j])
+        keep = found <= allowed[j]
+        i, j, found = i[keep], j[keep], found[keep]
+    return i, j
