@@ -15,13 +15,14 @@ their characters; there and wherever most pairs survive, whole blocks are compar
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+Space = tuple[Array, Array]  # a tile's words and its counts, used again for each tile
 KINDS = 40  # the most frequent characters are counted each, all others together
 WORDS = 4  # of 64 bits each
 TILE = (32, 4096)  # pairs that are tested at a time: a megabyte of words
@@ -83,7 +84,7 @@ def pairs(texts: Texts, left: Array, right: Array | None, cutoff: float) -> Pair
         work = [(left[band], right, False) for band in _bands(texts.lengths[left])]
         work += [(right[band], left, True) for band in _bands(texts.lengths[right])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda job: _Band(texts, *job, cutoff).pairs(right is None), work))
+        found = list(pool.map(lambda job: _Band(texts, *job, cutoff=cutoff).pairs(right is None), work))
     return Pairs(*(np.concatenate(part) for part in zip(_NONE, *found, strict=True)))
 
 
@@ -114,6 +115,7 @@ class _Band:
         self.equal, self.lengths = equal, lengths[start:stop]
         self.found: list[Pairs] = []
         self.waiting: list[tuple[Array, Array]] = []
+        self.count = 0
 
     def pairs(self, within: bool) -> Pairs:
         """The pairs that are alike; of a text with itself and of a pair's two directions none, if `within`."""
@@ -129,7 +131,7 @@ class _Band:
         return Pairs(*(np.concatenate(part) for part in zip(_NONE, *self.found, strict=True)))
 
     def _length(
-        self, length: int, start: int, stop: int, lacking: Array, having: Array, space: tuple[Array, Array], within: bool
+        self, length: int, start: int, stop: int, lacking: Array, having: Array, space: Space, within: bool
     ) -> None:
         """The texts start to stop of `longer`, all of one length, against all that are short enough."""
         first = int(np.searchsorted(self.lengths, length * self.cutoff / (200 - self.cutoff) - 1e-6))
@@ -155,7 +157,8 @@ class _Band:
                     i, j = a[found[0]], b[found[1]]
                     keep = self._once(i, j) if within else slice(None)
                     self.waiting.append((i[keep], j[keep]))
-                    if sum(len(i) for i, _ in self.waiting) > BATCH:
+                    self.count += len(i)
+                    if self.count > BATCH:
                         self._compare()
 
     def _once(self, i: Array, j: Array) -> Array:
@@ -171,7 +174,7 @@ class _Band:
             )
             alike = scores >= self.cutoff
             self.found.append(Pairs(i[alike], j[alike], scores[alike]))
-            self.waiting = []
+            self.waiting, self.count = [], 0
 
 
 def _bits(texts: Texts, band: Array) -> list[tuple[int, int]]:
@@ -192,25 +195,30 @@ def _words(texts: Texts, numbers: Array, bits: list[tuple[int, int]]) -> Array:
     return words
 
 
-def _survivors(
-    lacking: Array, having: Array, allowed: Array, space: tuple[Array, Array]
-) -> tuple[Array, Array] | None:
+def _survivors(lacking: Array, having: Array, allowed: Array, space: Space) -> tuple[Array, Array] | None:
     """Places (row, column) where at most `allowed` of a column's bits are lacking in the row; None if most are."""
     shape = lacking.shape[1], having.shape[1]
     both, total = space[0][: shape[0] * shape[1]].reshape(shape), space[1][: shape[0] * shape[1]].reshape(shape)
-    total[:] = 0
     for word in range(WORDS):
         np.bitwise_and(lacking[word][:, None], having[word], out=both)
-        total += np.bitwise_count(both)
+        total = total + np.bitwise_count(both) if word else np.bitwise_count(both, out=total)
         near = total <= allowed
         if (left := np.count_nonzero(near)) * SPARSE <= near.size:
             break
     if left * DENSE > near.size:
         return None
-    i, j = np.divmod(np.flatnonzero(near), shape[1])
+    i, j = np.divmod(_places(near.ravel()), shape[1])
     found = total[i, j]
     for later in range(word + 1, WORDS):
         found = found + np.bitwise_count(lacking[later][i] & having[later][j])
         keep = found <= allowed[j]
         i, j, found = i[keep], j[keep], found[keep]
     return i, j
+
+
+def _places(near: Array) -> Array:
+    """Where a sparse array of truth values is true: by eights first, which is several times faster."""
+    whole = len(near) // 8 * 8
+    eights = np.flatnonzero(near[:whole].view(np.uint64))
+    places = (eights[:, None] * 8 + np.arange(8)).ravel()
+    return np.concatenate((places[near[places]], whole + np.flatnonzero(near[whole:])))

@@ -1,7 +1,7 @@
 """Stage build: candidates -> a verdict on each, rows to train on, rows held out.
 
 Reads datasets/<expert>/candidates.parquet, the template and the base's tokenizer; writes
-verdicts.parquet, train.parquet, holdout.parquet and, last, stats.json.
+pairs.parquet, verdicts.parquet, train.parquet, holdout.parquet and, last, stats.json.
 Run: dmoe build <expert>
 """
 
@@ -11,16 +11,18 @@ from typing import Any
 from rapidfuzz.utils import default_process
 
 from factory.checks import Counter, Fault, Reply, drift, faults
-from factory.dedup import Item, copies, nearest
+from factory.blocking import Pairs
+from factory.dedup import Copy, Item, alike, fall, nearest
 from factory.errors import UserError
 from factory.paths import Home, Profile
-from factory.schema import CANDIDATES, ROWS, VERDICTS, read_rows, write_rows
+from factory.schema import CANDIDATES, PAIRS, ROWS, VERDICTS, read_rows, write_rows
 from factory.store import write_json
 from factory.template import REASONS, Template, read_template
 from factory.tokens import counter
 
 Row = dict[str, Any]
 QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+BELOW = 10  # pairs.parquet reaches so far below the template's threshold, and to 80 at least
 SAMPLED = 2000  # questions of one answer that are compared with each other
 
 
@@ -29,7 +31,7 @@ def build(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
     template = read_template(home.template(expert))
     candidates = read_rows(home.dataset(expert, "candidates.parquet"), CANDIDATES, f"dmoe generate {expert}")
     count = counter(home, profile)
-    verdicts = judge(candidates, template, count)
+    verdicts, items, pairs = judged(candidates, template, count)
     kept = {v["row_id"] for v in verdicts if v["verdict"] == "keep"}
     rows = {
         split: [_row(c) for c in candidates if c["row_id"] in kept and c["split"] == split]
@@ -40,6 +42,7 @@ def build(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
             f"datasets/{expert}: no row was kept\n"
             '  then see why: dmoe query "SELECT reasons, count(*) FROM verdicts GROUP BY 1"'
         )
+    write_rows(home.dataset(expert, "pairs.parquet"), PAIRS, _named(items, pairs))
     write_rows(home.dataset(expert, "verdicts.parquet"), VERDICTS, verdicts)
     for split, kept_rows in rows.items():
         write_rows(home.dataset(expert, f"{split}.parquet"), ROWS, kept_rows)
@@ -48,12 +51,43 @@ def build(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
     return stats
 
 
+def floor(threshold: int) -> int:
+    """The likeness from which on pairs are kept, so that another threshold needs no recomputing."""
+    return max(1, min(80, threshold - BELOW))
+
+
 def judge(candidates: list[Row], template: Template, count: Counter) -> list[Row]:
     """One verdict a candidate, in their order, with *all* its reasons. Pure."""
+    return judged(candidates, template, count)[0]
+
+
+def judged(candidates: list[Row], template: Template, count: Counter) -> tuple[list[Row], list[Item], Pairs]:
+    """The verdicts, and the clean rows with the pairs of them that are alike, from which near copies fell."""
     own = _faults(candidates, template, count)
     clean = [c for c in candidates if not own[c["row_id"]]]
-    items = [Item(c["row_id"], c["answer"], c["instruction"], c["split"] == "holdout") for c in clean]
-    fallen = copies(items, template.declaration.dedup.instruction)
+    items = [item_of(c) for c in clean]
+    threshold = template.declaration.dedup.instruction
+    pairs = alike(items, floor(threshold))
+    return _verdicts(candidates, own, fall(items, pairs, threshold), template, count), items, pairs
+
+
+def item_of(candidate: Row) -> Item:
+    """A candidate as dedup sees it."""
+    held_out = candidate["split"] == "holdout"
+    return Item(candidate["row_id"], candidate["answer"], candidate["instruction"], held_out)
+
+
+def _named(items: list[Item], pairs: Pairs) -> list[Row]:
+    """The pairs by row ids."""
+    return [
+        {"row_id": items[i].row_id, "like": items[j].row_id, "score": float(score)}
+        for i, j, score in zip(*pairs, strict=True)
+    ]
+
+
+def _verdicts(
+    candidates: list[Row], own: dict[str, list[Fault]], fallen: dict[str, Copy], template: Template, count: Counter
+) -> list[Row]:
     kept: Tally[str] = Tally()
     verdicts = []
     for c in candidates:

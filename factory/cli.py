@@ -92,6 +92,25 @@ def build(expert: Expert) -> None:
 
 
 @app.command()
+def dedup(
+    expert: Expert,
+    threshold: Annotated[
+        int | None, typer.Option(help="Which rows would fall or come back at this likeness, 100 at most.")
+    ] = None,
+) -> None:
+    """Explain near copies: what other thresholds would do, from the pairs that build kept; nothing is recomputed."""
+    from factory.table import print_rows
+    from factory.thresholds import COLUMNS, changed, known, table
+
+    found = known(_checkout(expert)[0], expert)
+    columns, rows = (COLUMNS, table(found)) if threshold is None else changed(found, threshold)
+    print_rows(columns, rows, "table")
+    if threshold is not None:
+        back = sum(row[0] == "comes back" for row in rows)
+        typer.echo(f"at {threshold} instead of {found.threshold}: {len(rows) - back} rows fall, {back} come back")
+
+
+@app.command()
 def train(expert: Expert) -> None:
     """Train the adapter (stage 3)."""
     from train.sft import train
