@@ -84,7 +84,7 @@ def pairs(texts: Texts, left: Array, right: Array | None, cutoff: float) -> Pair
         work = [(left[band], right, False) for band in _bands(texts.lengths[left])]
         work += [(right[band], left, True) for band in _bands(texts.lengths[right])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda job: _Band(texts, *job, cutoff=cutoff).pairs(right is None), work))
+        found = list(pool.map(lambda job: _Band(texts, cutoff, *job).pairs(right is None), work))
     return Pairs(*(np.concatenate(part) for part in zip(_NONE, *found, strict=True)))
 
 
@@ -106,7 +106,7 @@ class _Band:
     Pairs of equal length are looked for if `equal`, which one of two directions does.
     """
 
-    def __init__(self, texts: Texts, longer: Array, shorter: Array, equal: bool, cutoff: float) -> None:
+    def __init__(self, texts: Texts, cutoff: float, longer: Array, shorter: Array, equal: bool) -> None:
         lengths = texts.lengths[shorter]
         low, high = (int(texts.lengths[longer[i]]) for i in (0, -1))
         start = np.searchsorted(lengths, low * cutoff / (200 - cutoff) - 1e-6)

@@ -10,8 +10,8 @@ from typing import Any
 
 from rapidfuzz.utils import default_process
 
-from factory.checks import Counter, Fault, Reply, drift, faults
 from factory.blocking import Pairs
+from factory.checks import Counter, Fault, Reply, drift, faults
 from factory.dedup import Copy, Item, alike, fall, nearest
 from factory.errors import UserError
 from factory.paths import Home, Profile

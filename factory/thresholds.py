@@ -49,7 +49,7 @@ def known(home: Home, expert: str) -> Known:
 def table(found: Known) -> list[tuple[Any, ...]]:
     """For thresholds from the floor up: how many rows stay and fall, and why; see COLUMNS."""
     rows = []
-    for threshold in sorted({*range(found.floor, 101, 2), 95, found.threshold}):
+    for threshold in sorted({*range(found.floor, 101, 2), found.threshold, 100}):
         why = Counter(copy.reason for copy in fall(found.items, found.pairs, threshold).values())
         mark = " (template)" if threshold == found.threshold else ""
         counts = (why[reason] for reason in REASONS)
