@@ -9,7 +9,6 @@ are exactly the rows that teach the difference. What falls is what comparing all
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rapidfuzz import fuzz, process
@@ -61,7 +60,9 @@ def alike(items: list[Item], floor: float) -> Pairs:
     def all_of_them(texts: Texts, rows: Array) -> Pairs:
         return blocking.pairs(texts, np.arange(len(texts.texts)), None, floor)
 
-    return _pairs(items, all_of_them, floor)
+    pairs, rank = _pairs(items, all_of_them, floor), np.argsort(_order(items))
+    order = np.lexsort((rank[pairs.right], rank[pairs.left]))
+    return Pairs(*(part[order] for part in pairs))
 
 
 def fall(items: list[Item], pairs: Pairs, threshold: float) -> dict[str, Copy]:
@@ -117,7 +118,8 @@ def _pairs(items: list[Item], find: Callable[[Texts, Array], Pairs], cutoff: flo
         near = _few(texts, cutoff) if len(texts) <= SOME else find(blocking.read(texts), np.array(rows))
         late, early = np.maximum(near.left, near.right), np.minimum(near.left, near.right)
         found += [np.column_stack((firsts[late], firsts[early], near.score)), np.array(again).reshape(-1, 3)]
-    return _in_order(items, np.concatenate(found))
+    left, right, score = np.concatenate(found).T
+    return Pairs(left.astype(np.int64), right.astype(np.int64), score)
 
 
 def _groups(items: list[Item]) -> Iterator[list[int]]:
@@ -125,13 +127,6 @@ def _groups(items: list[Item]) -> Iterator[list[int]]:
     for i in _order(items):
         groups[items[i].answer].append(i)
     return iter(groups.values())
-
-
-def _in_order(items: list[Item], found: Array) -> Pairs:
-    rank: Any = np.argsort(_order(items))
-    left, right = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
-    order = np.lexsort((rank[right], rank[left]))
-    return Pairs(left[order], right[order], found[order, 2])
 
 
 def _few(texts: list[str], cutoff: float) -> Pairs:

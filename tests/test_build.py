@@ -10,6 +10,7 @@ from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
 from factory.build import build, diversity, judge
+from factory.dedup import copies, fall
 from factory.errors import UserError
 from factory.generate import generate
 from factory.paths import Home, read_params, read_profile
@@ -18,10 +19,11 @@ from factory.seeds import held_out, read_seeds
 from factory.store import read_json
 from factory.teacher.phrases import PhrasesTeacher
 from factory.template import REASONS, read_template
+from factory.thresholds import changed, known, table
 from factory.tokens import counter
 
 EXPERTS = ("product", "medical", "legal")
-FILES = ("candidates.parquet", "verdicts.parquet", "train.parquet", "holdout.parquet", "stats.json")
+FILES = ("candidates.parquet", "pairs.parquet", "verdicts.parquet", "train.parquet", "holdout.parquet", "stats.json")
 
 
 def _copy(home, folder):
@@ -151,6 +153,31 @@ def test_a_row_that_fell_to_another_names_one_that_stays_or_is_surplus(made):
         assert bool(copies & set(v["reasons"])) == bool(v["like"]) == (v["score"] > 0)
         if v["like"]:
             assert reasons[v["like"]] in ([], ["surplus"]) and v["score"] >= made.template.declaration.dedup.instruction
+
+
+def test_pairs_of_a_build_answer_other_thresholds_without_comparing_again(made):
+    found = known(made.homes[0], made.expert)
+    assert found.threshold == 90 and found.floor == 80
+    for threshold in (80, 85, 90, 97, 100):
+        assert fall(found.items, found.pairs, threshold) == copies(found.items, threshold)
+    fallen = {v["row_id"] for v in made.verdicts if v["like"]}
+    assert set(fall(found.items, found.pairs, 90)) == fallen
+    row = next(row for row in table(found) if row[0] == "90 (template)")
+    assert row[2] == len(fallen) and row[1] + row[2] == len(found.items)
+
+
+def test_another_threshold_tells_which_rows_fall_and_come_back_and_like_which(made):
+    found = known(made.homes[0], made.expert)
+    for threshold in (85, 95):
+        columns, rows = changed(found, threshold)
+        now, then = (set(fall(found.items, found.pairs, at)) for at in (90, threshold))
+        by = [dict(zip(columns, row, strict=True)) for row in rows]
+        assert {r["row"] for r in by if r["change"] == "falls"} == then - now
+        assert {r["row"] for r in by if r["change"] == "comes back"} == now - then
+        assert rows and all(r["score"] >= min(90, threshold) and r["like"] != r["row"] for r in by)
+    assert changed(found, 90)[1] == []
+    with pytest.raises(UserError, match="pairs are known from 80 to 100"):
+        changed(found, 79)
 
 
 @pytest.mark.parametrize("name", FILES)

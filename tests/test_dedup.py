@@ -1,12 +1,14 @@
 """Near copies: the same as comparing all pairs, and never across answers or against the split."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rapidfuzz import fuzz
+from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
-from factory.dedup import Copy, Item, copies
+from factory import blocking, dedup
+from factory.dedup import Copy, Item, alike, copies, fall
 
 WORDS = st.sampled_from(
     ["my", "head", "Head,", "hand", "hurts", "aches", "a", "for", "college", "colleges", "What?", "it's", "\u00fc", "!"]
@@ -15,6 +17,16 @@ ITEMS = st.lists(
     st.tuples(st.sampled_from("xyz"), st.lists(WORDS, max_size=7).map(" ".join), st.booleans()), max_size=25
 ).map(lambda found: [Item(f"r{i}", answer, text, held) for i, (answer, text, held) in enumerate(found)])
 THRESHOLDS = st.sampled_from([50, 75, 90, 97, 100])
+
+
+@pytest.fixture(autouse=True, scope="module", params=["all pairs", "by the index"])
+def way(request):
+    """Every test goes both ways: as a few rows do, and as many do, in blocks and tiles small enough to be crossed."""
+    saved = dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE
+    if request.param == "by the index":
+        dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE = 0, (2, 4), (2, 3), 4, 1
+    yield
+    dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE = saved
 
 
 def _likeness(a, b):
@@ -132,3 +144,96 @@ def test_a_likeness_that_is_the_threshold_to_the_digit_falls():
 
 def test_no_rows_give_no_copies():
     assert copies([], 90) == {}
+
+
+@settings(deadline=None, max_examples=200)
+@given(ITEMS, st.integers(50, 90), st.integers(0, 50))
+def test_pairs_kept_at_a_floor_answer_every_threshold_above_it(items, floor, more):
+    threshold = min(100, floor + more)
+    assert fall(items, alike(items, floor), threshold) == copies(items, threshold)
+
+
+@settings(deadline=None)
+@given(ITEMS, THRESHOLDS)
+def test_pairs_come_in_the_order_of_their_rows_and_each_once(items, floor):
+    pairs = list(zip(*(part.tolist() for part in alike(items, floor)), strict=True))
+    order = sorted(range(len(items)), key=lambda i: not items[i].held_out)
+    assert pairs == sorted(pairs, key=lambda pair: (order.index(pair[0]), order.index(pair[1])))
+    assert len({pair[:2] for pair in pairs}) == len(pairs)
+    assert all(order.index(i) > order.index(j) and items[i].answer == items[j].answer for i, j, _ in pairs)
+
+
+def test_a_further_row_of_a_text_falls_to_the_likest_row_kept_until_then():
+    a, b, c = "abcdefghijklmnopqrst", "abcdefghijklmnopqr", "abcdefghijklmnopq"
+    items = [Item(str(i), "x", text, False) for i, text in enumerate((a, b, c, b))]
+    found = copies(items, 92)
+    assert (found["1"].like, found["3"].like) == ("0", "2") and found["3"].score > found["1"].score
+
+
+# -- the index itself ---------------------------------------------------------------------------
+
+LONG = st.lists(st.sampled_from(["a", "bb", "abc ", "the ", "\u00fc", "x" * 70]), max_size=60).map("".join)
+EDITED = st.tuples(LONG, st.lists(st.tuples(st.integers(0, 300), st.sampled_from("abz ")), max_size=9)).map(
+    lambda made: [made[0], "".join([made[0][: made[1][0][0]], *(c for _, c in made[1])]) if made[1] else made[0]]
+)
+ANY = st.lists(st.one_of(EDITED, st.text(max_size=9).map(lambda t: [t])), max_size=9).map(lambda ts: sum(ts, []))
+
+
+def _brute(texts, left, right, cutoff):
+    return {
+        (min(i, j), max(i, j)): np.float32(fuzz.ratio(texts[i], texts[j]))
+        for i in left for j in right if i != j and fuzz.ratio(texts[i], texts[j]) >= cutoff
+    }  # fmt: skip
+
+
+def _as_dict(pairs):
+    found = {(min(i, j), max(i, j)): score for i, j, score in zip(*pairs, strict=True)}
+    assert len(found) == len(pairs.left), "a pair came twice"
+    return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(ANY, st.integers(50, 100))
+def test_the_index_finds_the_pairs_of_a_comparison_of_all(texts, cutoff):
+    everything = range(len(texts))
+    found = blocking.pairs(blocking.read(texts), np.arange(len(texts)), None, cutoff)
+    assert _as_dict(found) == _brute(texts, everything, everything, cutoff)
+
+
+@settings(deadline=None, max_examples=100)
+@given(ANY, st.integers(50, 100), st.integers(1, 4))
+def test_the_index_finds_the_pairs_between_two_sets(texts, cutoff, step):
+    left = list(range(0, len(texts), step + 1))
+    right = [i for i in range(len(texts)) if i not in left]
+    found = blocking.pairs(blocking.read(texts), np.array(left, int), np.array(right, int), cutoff)
+    assert _as_dict(found) == _brute(texts, left, right, cutoff)
+
+
+@pytest.mark.parametrize("threshold", range(50, 101))
+def test_a_pair_that_just_reaches_the_threshold_is_not_lost_by_rounding(threshold):
+    """Lengths m + n = 200: each edit is worth half a point. Whether 92.99999999999999 is 93 is for rapidfuzz to say."""
+    kept = threshold
+    texts = ["a" * 100, "a" * kept + "b" * (100 - kept), "a" * (kept - 1) + "b" * (101 - kept)]
+    scores = process.cdist(texts, texts, scorer=fuzz.ratio, score_cutoff=threshold, dtype=np.float32)
+    found = _as_dict(blocking.pairs(blocking.read(texts), np.arange(3), None, threshold))
+    assert found == {(i, j): scores[i, j] for i in range(3) for j in range(i + 1, 3) if scores[i, j] >= threshold}
+    assert (0, 2) not in found
+
+
+def test_more_bits_than_are_tested_and_more_than_255_of_a_character_lose_no_pair():
+    texts = ["e" * 900 + "abc" * 40, "e" * 980 + "abc" * 40, "z" * 1020]
+    found = _as_dict(blocking.pairs(blocking.read(texts), np.arange(3), None, 90))
+    assert set(found) == {(0, 1)}
+
+
+def test_an_index_that_allows_one_edit_less_loses_pairs(monkeypatch):
+    real = blocking._survivors
+
+    def stricter(lacking, having, allowed, space):
+        return real(lacking, having, np.maximum(allowed, 1) - 1, space)
+
+    monkeypatch.setattr(blocking, "DENSE", 1)
+    texts = ["abcdefghij" * 4, "abcdefghij" * 3 + "zabcdefghy", "other"]
+    assert len(blocking.pairs(blocking.read(texts), np.arange(3), None, 95).left) == 1
+    monkeypatch.setattr(blocking, "_survivors", stricter)
+    assert len(blocking.pairs(blocking.read(texts), np.arange(3), None, 95).left) == 0
