@@ -26,10 +26,11 @@ Space = tuple[Array, Array]  # a tile's words and its counts, used again for eac
 KINDS = 40  # the most frequent characters are counted each, all others together
 WORDS = 4  # of 64 bits each
 TILE = (32, 4096)  # pairs that are tested at a time: a megabyte of words
-BAND = 1.15  # longest by shortest text for which the same bits are used
+BAND = 1.08  # longest by shortest text for which the same bits are used
 SAMPLE = 512  # texts of a band by which its bits are chosen
-SPARSE = 16  # one survivor in so many pairs is few enough to pick them out
+SPARSE = 64  # one survivor in so many pairs is few enough to pick them out
 DENSE = 4  # one survivor in so many pairs is too many: comparing the whole block is faster
+MANY = 32  # survivors of one text that are compared at once
 BATCH = 1 << 18  # survivors that are compared at a time
 
 
@@ -136,45 +137,56 @@ class _Band:
         """The texts start to stop of `longer`, all of one length, against all that are short enough."""
         first = int(np.searchsorted(self.lengths, length * self.cutoff / (200 - self.cutoff) - 1e-6))
         last = int(np.searchsorted(self.lengths, length, side="right" if self.equal else "left"))
-        for y in range(first, last, TILE[1]):
-            columns = slice(y, min(last, y + TILE[1]))
-            # 1e-6 is more than all rounding: an edit that is just allowed must not be lost
-            edits = np.floor((1 - self.cutoff / 100) * (length + self.lengths[columns]) + 1e-6).astype(np.int64)
-            allowed = ((edits - length + self.lengths[columns]) // 2).clip(0, 255).astype(np.uint8)
-            for x in range(start, stop, TILE[0]):
-                rows = slice(x, min(stop, x + TILE[0]))
-                found = _survivors(lacking[:, rows], having[:, columns], allowed, space)
+        # 1e-6 is more than all rounding: an edit that is just allowed must not be lost
+        edits = np.floor((1 - self.cutoff / 100) * (length + self.lengths[first:last]) + 1e-6).astype(np.int64)
+        allowed = ((edits - length + self.lengths[first:last]) // 2).clip(0, 255).astype(np.uint8)
+        for x in range(start, stop, TILE[0]):
+            rows = slice(x, min(stop, x + TILE[0]))
+            for y in range(first, last, TILE[1]):
+                columns = slice(y, min(last, y + TILE[1]))
+                few = allowed[y - first : columns.stop - first]
+                found = _survivors(lacking[:, rows], having[:, columns], few, space)
                 a, b = self.longer[rows], self.shorter[columns]
                 if found is None:
-                    scores = process.cdist(
-                        self.texts.texts[a], self.texts.texts[b], scorer=fuzz.ratio, score_cutoff=self.cutoff,
-                        dtype=np.float32,
-                    )  # fmt: skip
-                    i, j = np.nonzero(scores >= self.cutoff)
-                    keep = self._once(a[i], b[j]) if within else slice(None)
-                    self.found.append(Pairs(a[i][keep], b[j][keep], scores[i, j][keep]))
+                    i, j, scores = self._whole(a, b)
+                    keep = self._once(i, j) if within else slice(None)
+                    self.found.append(Pairs(i[keep], j[keep], scores[keep]))
                 elif len(found[0]):
                     i, j = a[found[0]], b[found[1]]
                     keep = self._once(i, j) if within else slice(None)
                     self.waiting.append((i[keep], j[keep]))
                     self.count += len(i)
-                    if self.count > BATCH:
-                        self._compare()
+            if self.count > BATCH:
+                self._compare()
 
     def _once(self, i: Array, j: Array) -> Array:
         kept: Array = (self.texts.lengths[i] > self.texts.lengths[j]) | (i < j)
         return kept
 
+    def _whole(self, a: Array, b: Array) -> Pairs:
+        """Compares each of a with each of b."""
+        texts = self.texts.texts
+        scores = process.cdist(texts[a], texts[b], scorer=fuzz.ratio, score_cutoff=self.cutoff, dtype=np.float32)
+        i, j = np.nonzero(scores >= self.cutoff)
+        return Pairs(a[i], b[j], scores[i, j])
+
     def _compare(self) -> None:
-        """Asks rapidfuzz about the survivors."""
-        if self.waiting:
-            i, j = (np.concatenate(side) for side in zip(*self.waiting, strict=True))
-            scores = process.cpdist(
-                self.texts.texts[i], self.texts.texts[j], scorer=fuzz.ratio, score_cutoff=self.cutoff, dtype=np.float32
-            )
-            alike = scores >= self.cutoff
-            self.found.append(Pairs(i[alike], j[alike], scores[alike]))
-            self.waiting, self.count = [], 0
+        """Asks rapidfuzz about the survivors: those of one text at once, if they are many, which is twice as fast."""
+        if not self.waiting:
+            return
+        i, j = (np.concatenate(side) for side in zip(*self.waiting, strict=True))
+        self.waiting, self.count = [], 0
+        order = np.argsort(i, kind="stable")
+        i, j = i[order], j[order]
+        marks = np.concatenate(([0], np.flatnonzero(np.diff(i)) + 1, [len(i)]))
+        many = np.diff(marks) >= MANY
+        for start, stop in zip(marks[:-1][many], marks[1:][many], strict=True):
+            self.found.append(self._whole(i[start : start + 1], j[start:stop]))
+        rest = ~np.repeat(many, np.diff(marks))
+        a, b = self.texts.texts[i[rest]], self.texts.texts[j[rest]]
+        scores = process.cpdist(a, b, scorer=fuzz.ratio, score_cutoff=self.cutoff, dtype=np.float32)
+        alike = scores >= self.cutoff
+        self.found.append(Pairs(i[rest][alike], j[rest][alike], scores[alike]))
 
 
 def _bits(texts: Texts, band: Array) -> list[tuple[int, int]]:

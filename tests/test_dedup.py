@@ -22,11 +22,14 @@ THRESHOLDS = st.sampled_from([50, 75, 90, 97, 100])
 @pytest.fixture(autouse=True, scope="module", params=["all pairs", "by the index"])
 def way(request):
     """Every test goes both ways: as a few rows do, and as many do, in blocks and tiles small enough to be crossed."""
-    saved = dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE
-    if request.param == "by the index":
-        dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE = 0, (2, 4), (2, 3), 4, 1
+    names = [(dedup, "SOME", 0), (dedup, "BLOCK", (2, 4)), (blocking, "TILE", (2, 3)), (blocking, "BATCH", 4)]
+    names += [(blocking, "DENSE", 1), (blocking, "MANY", 2)]
+    saved = [getattr(module, name) for module, name, _ in names]
+    for module, name, value in names if request.param == "by the index" else ():
+        setattr(module, name, value)
     yield
-    dedup.SOME, dedup.BLOCK, blocking.TILE, blocking.BATCH, blocking.DENSE = saved
+    for (module, name, _), value in zip(names, saved, strict=True):
+        setattr(module, name, value)
 
 
 def _likeness(a, b):
