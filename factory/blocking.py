@@ -28,7 +28,7 @@ WORDS = 4  # of 64 bits each
 TILE = (32, 4096)  # pairs that are tested at a time: a megabyte of words
 BAND = 1.08  # longest by shortest text for which the same bits are used
 SAMPLE = 512  # texts of a band by which its bits are chosen
-SPARSE = 64  # one survivor in so many pairs is few enough to pick them out
+SPARSE = 50  # one survivor in so many pairs is few enough to pick them out
 DENSE = 4  # one survivor in so many pairs is too many: comparing the whole block is faster
 MANY = 32  # survivors of one text that are compared at once
 BATCH = 1 << 18  # survivors that are compared at a time
@@ -219,8 +219,9 @@ def _survivors(lacking: Array, having: Array, allowed: Array, space: Space) -> t
             break
     if left * DENSE > near.size:
         return None
-    i, j = np.divmod(_places(near.ravel()), shape[1])
-    found = total[i, j]
+    places = _places(near.ravel())
+    found = total.ravel()[places]
+    i, j = np.divmod(places, shape[1])
     for later in range(word + 1, WORDS):
         found = found + np.bitwise_count(lacking[later][i] & having[later][j])
         keep = found <= allowed[j]
@@ -232,5 +233,5 @@ def _places(near: Array) -> Array:
     """Where a sparse array of truth values is true: by eights first, which is several times faster."""
     whole = len(near) // 8 * 8
     eights = np.flatnonzero(near[:whole].view(np.uint64))
-    places = (eights[:, None] * 8 + np.arange(8)).ravel()
-    return np.concatenate((places[near[places]], whole + np.flatnonzero(near[whole:])))
+    found = np.flatnonzero(near[:whole].reshape(-1, 8)[eights])
+    return np.concatenate((eights[found >> 3] * 8 + (found & 7), whole + np.flatnonzero(near[whole:])))
