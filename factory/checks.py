@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rapidfuzz import fuzz
+from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
 from factory.personal import personal
@@ -155,11 +155,19 @@ def drift(
     cues = t.answers[answer].cue
     if find_any(cues, seed_instruction) and not find_any(cues, instruction):
         return Fault("drift", f"none of its seed's cues is left ({', '.join(cues)})")
+    if seeds.keys() <= {answer}:
+        return None
     text = default_process(instruction)
-    nearest = {key: max(fuzz.token_set_ratio(text, s, processor=None) for s in texts) for key, texts in seeds.items()}
+    own = _nearest(text, seeds[answer])
+    if own == 100:  # most rows: none can be nearer
+        return None
+    nearest = {key: _nearest(text, texts) for key, texts in seeds.items() if key != answer}
     other = max(nearest, key=lambda key: nearest[key])
-    if nearest[other] > nearest[answer]:
-        return Fault(
-            "drift", f"nearest to a seed of {other} ({nearest[other]:.0f}), not of {answer} ({nearest[answer]:.0f})"
-        )
-    return None
+    if nearest[other] <= own:
+        return None
+    return Fault("drift", f"nearest to a seed of {other} ({nearest[other]:.0f}), not of {answer} ({own:.0f})")
+
+
+def _nearest(text: str, texts: list[str]) -> float:
+    match = process.extractOne(text, texts, scorer=fuzz.token_set_ratio)
+    return match[1] if match else 0.0
