@@ -61,6 +61,28 @@ def lint(expert: Annotated[str | None, typer.Argument(help="One expert; all with
 
 
 @app.command()
+def preview(
+    expert: Expert,
+    live: Annotated[bool, typer.Option("--live", help="Ask the teacher of params.yaml for the rows shown.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again at every save of template or seeds.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows are shown.")] = 12,
+    seed: Annotated[str | None, typer.Option(help="The id of one seed, to see its rows alone.")] = None,
+) -> None:
+    """Show what template and seeds would become: prompt, rows, verdicts, lengths. Writes no dataset."""
+    from factory.preview import Wanted, show
+    from factory.preview import watch as watching
+
+    if live and watch:
+        raise UserError("--watch runs at every save, and asks no teacher; leave out --live")
+    (watching if watch else show)(*_named(expert), Wanted(rows, seed, live))
+
+
+def _named(expert: str) -> "tuple[Home, str, Params, Profile]":
+    home, params, profile = _checkout(expert)
+    return home, expert, params, profile
+
+
+@app.command()
 def generate(
     expert: Expert,
     recorded: Annotated[
