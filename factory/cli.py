@@ -274,6 +274,28 @@ def review(
     review(home, params, profile, ready, port, expert or params.experts[0])
 
 
+class Told(StrEnum):
+    terminal = "terminal"
+    markdown = "markdown"
+    html = "html"
+
+
+@app.command()
+def diff(
+    expert: Expert,
+    revision: Annotated[str, typer.Argument(metavar="[REV]", help="A git revision, or two: REV1..REV2.")] = "HEAD",
+    before: Annotated[Path | None, typer.Option(help="A folder with the older parquet files, not a revision.")] = None,
+    format: Annotated[Told, typer.Option(help="For a terminal, a pull request, or a browser.")] = Told.terminal,
+    out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
+) -> None:
+    """Tell how a dataset has changed since a git revision: rows, verdicts, lengths, samples. Reads DVC's cache."""
+    from factory.diff import diff, write
+
+    if before and revision != "HEAD":
+        raise UserError("--before takes the place of a revision; leave one out")
+    write(diff(_checkout(expert)[0], expert, revision, before), format.value, out)
+
+
 class Format(StrEnum):
     table = "table"
     csv = "csv"
