@@ -1,5 +1,6 @@
 """The one kind of error that a user sees: what is wrong, where, and what to do about it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ class UserError(Exception):
 class Problem:
     """One thing wrong in one file: the place, the key, the value found and the cure.
 
-    `line` and `column` count from 1; 0 means that there is none to tell.
+    `line` and `column` count from 1; 0 means that there is none to tell. A "warning" fails nothing.
     """
 
     file: str
@@ -20,6 +21,7 @@ class Problem:
     key: str
     message: str
     column: int = 0
+    severity: str = "error"
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -38,6 +40,14 @@ def shown(value: object, limit: int = 60) -> str:
     """`value` as it may appear inside an error: quoted, on one line, not too long."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question that ends an error where `word` is nearly one of the `known`; else nothing."""
+    from rapidfuzz import fuzz, process
+
+    found = process.extractOne(word, list(known), scorer=fuzz.ratio, score_cutoff=65)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def relative(path: Path) -> str:

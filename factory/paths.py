@@ -1,15 +1,15 @@
 """Where everything lies, and the two small files that say what is built: params.yaml and the profile."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from factory.errors import Problem, Problems, UserError, relative, shown
+from factory.errors import Problem, Problems, UserError, meant, relative, shown
 from factory.store import read_yaml, sha256
-from factory.template import Strict, Text, plain, problem_of
+from factory.template import Strict, Text, problem_at, problem_of
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,18 @@ def read_params(home: Home) -> Params:
     file, found = relative(home.params), []
     if not isinstance(raw, dict):
         raise Problems([Problem(file, 1, "", f"must be a mapping of {', '.join(PARAMS)}")])
-    lines: Any = getattr(raw, "lc", None)
     for key in [*PARAMS, *(k for k in raw if k not in PARAMS)]:
-        line = lines.key(key)[0] + 1 if key in raw else 1
         if key not in PARAMS:
-            found.append(Problem(file, line, key, f"unknown key; known are {', '.join(PARAMS)}"))
+            found.append(
+                problem_at(file, raw, (key,), f"unknown key; known are {', '.join(PARAMS)}{meant(key, PARAMS)}")
+            )
         elif not isinstance(raw.get(key), PARAMS[key][0]):
             wanted = PARAMS[key][1]
-            found.append(Problem(file, line, key, f"must be {wanted}, not {shown(raw.get(key))}"))
+            found.append(problem_at(file, raw, (key,), f"must be {wanted}, not {shown(raw.get(key))}"))
     if found:
         raise Problems(found)
     try:
-        teacher = TEACHERS.validate_python(plain(raw["teacher"]))
+        teacher = TEACHERS.validate_python(raw["teacher"])
     except ValidationError as error:
         raise Problems([_teacher_problem(file, raw, e) for e in error.errors()]) from None
     return Params([str(e) for e in raw["experts"]], str(raw["profile"]), teacher)
@@ -149,9 +149,9 @@ def read_params(home: Home) -> Params:
 
 def _teacher_problem(file: str, raw: Any, error: Any) -> Problem:
     if error["type"].startswith("union_tag"):
-        line = raw.lc.key("teacher")[0] + 1
         kind = shown(raw["teacher"].get("kind"))
-        return Problem(file, line, "teacher.kind", f"must be 'phrases', 'openai' or 'vllm', not {kind}")
+        text = f"must be 'phrases', 'openai' or 'vllm', not {kind}"
+        return replace(problem_at(file, raw, ("teacher",), text), key="teacher.kind")
     return problem_of(file, raw, {**error, "loc": ("teacher", *error["loc"][1:])})
 
 
@@ -191,17 +191,14 @@ def read_profile(home: Home, name: str) -> Profile:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{relative(path)}: {error} is missing") from None
+    file, key = relative(path), ("base", "revision")
     if not isinstance(profile.revision, str | None):
-        line, message = (
-            base.lc.key("revision")[0] + 1,
-            f"must be text; put it in quotes (value {shown(profile.revision)})",
-        )
-        raise Problems([Problem(relative(path), line, "base.revision", message)])
+        text = f"must be text; put it in quotes (value {shown(profile.revision)})"
+        raise Problems([problem_at(file, raw, key, text)])
     folder = profile.model_path(home)
     if folder and profile.revision and profile.revision != folder_revision(folder):
-        line = base.lc.key("revision")[0] + 1
-        message = f"{shown(profile.revision)} is not what {profile.model} holds; write {folder_revision(folder)!r}"
-        raise Problems([Problem(relative(path), line, "base.revision", message)])
+        text = f"{shown(profile.revision)} is not what {profile.model} holds; write {folder_revision(folder)!r}"
+        raise Problems([problem_at(file, raw, key, text)])
     return profile
 
 

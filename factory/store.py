@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.errors import Problem, Problems, UserError, relative
+from factory.yaml12 import parse_yaml
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,45 +84,8 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 file; see parse_yaml."""
+    """A YAML 1.2 file; see yaml12.parse_yaml."""
     return parse_yaml(read_text(path), relative(path))
-
-
-def parse_yaml(text: str, file: str) -> Any:
-    """The value of YAML 1.2 text; mappings and lists know their lines (ruamel.yaml's `lc`).
-
-    Raises:
-        Problems: it is not YAML, with the line of `file` where it goes wrong.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.reader import ReaderError
-
-    class Placed(RoundTripConstructor):  # type: ignore[misc]
-        """Tells where a value stands that looks like a date or a number and is none (2026-02-30)."""
-
-        def construct_object(self, node: Any, deep: bool = False) -> Any:
-            try:
-                return super().construct_object(node, deep)
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ConstructorError(problem=f"{error}; put text in quotes", problem_mark=node.start_mark) from None
-
-    try:
-        yaml = YAML(typ="rt", pure=True)
-        yaml.Constructor = Placed
-        return yaml.load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        what = " ".join(str(error.problem).split())
-        what += "; remove one" if "duplicate key" in what else ""
-        raise Problems([Problem(file, line, "", f"not YAML: {what}")]) from None
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        what = f"not YAML: the character {chr(error.character)!r} may not stand in it; remove it"
-        raise Problems([Problem(file, line, "", what)]) from None
-    except YAMLError as error:
-        raise Problems([Problem(file, 0, "", f"not YAML: {error}")]) from None
 
 
 def read_json(path: Path) -> Any:

@@ -8,12 +8,12 @@ embedded teacher's phrases. docs/template.md is the reference for people.
 import datetime
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,8 +27,9 @@ from pydantic import (
     ValidationError,
 )
 
-from factory.errors import Problem, Problems, relative, shown
-from factory.store import parse_yaml, read_text
+from factory.errors import Problem, Problems, meant, relative, shown
+from factory.store import read_text
+from factory.yaml12 import Place, parse_yaml, place_of
 
 REASONS = (
     "empty", "truncated", "schema", "too_large", "declined", "form", "answer_missing", "other_answer", "rival", "hedge",
@@ -39,7 +40,8 @@ FAILURES = REASONS[:5]  # why a teacher's variant is no row at all
 
 EXAMPLES = 5  # phrases of a slot that a teacher is shown
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Line = Annotated[Text, AfterValidator(lambda text: " ".join(text.split()))]  # what replies are made of: single spaces
 Phrases = Annotated[  # each kind tells its own mistakes alone
@@ -64,7 +66,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Answer(Strict):
@@ -239,9 +241,13 @@ class Template:
         self.answers = declaration.answers
         self.output = declaration.output
 
+    def place(self, *key: str | int) -> Place:
+        """Where a key stands in the file: line and column, from 1."""
+        return place_of(self._raw, key)
+
     def line(self, *key: str | int) -> int:
         """The line of a key in the file, from 1."""
-        return _line(self._raw, key)
+        return self.place(*key)[0]
 
     # -- fixed text -----------------------------------------------------------------------------
 
@@ -365,7 +371,13 @@ class Template:
 
     @cached_property
     def _forms(self) -> dict[str, re.Pattern[str]]:
-        return {a: re.compile("|".join(self._form_pattern(f, a) for f in self.output.forms)) for a in self.answers}
+        return {}  # filled as they are asked for: dear to compile, and lint asks for few
+
+    def _form_of(self, answer: str) -> re.Pattern[str]:
+        if answer not in self._forms:
+            pattern = "|".join(self._form_pattern(form, answer) for form in self.output.forms)
+            self._forms[answer] = re.compile(pattern)
+        return self._forms[answer]
 
     def _form_pattern(self, form: str, answer: str) -> str:
         fixed, pattern = self.fixed(answer), ""
@@ -386,7 +398,7 @@ class Template:
     def in_form(self, text: str, answer: str | None = None) -> bool:
         """Whether the whole of `text` is one of the forms, with `answer` or with any of them."""
         keys = self.answers if answer is None else [answer]
-        return any(self._forms[key].fullmatch(text.strip()) for key in keys)
+        return any(self._form_of(key).fullmatch(text.strip()) for key in keys)
 
     def gives(self, text: str, answer: str) -> bool:
         """Whether `text` holds every `must` part of `answer`, at word boundaries."""
@@ -428,60 +440,56 @@ def parse_template(text: str, path: Path) -> Template:
     if not isinstance(raw, dict):
         raise Problems([Problem(file, 1, "", "must be a mapping of keys; see docs/template.md")])
     try:
-        template = Template(Declaration.model_validate(plain(raw)), raw)
+        template = Template(Declaration.model_validate(raw), raw)
     except ValidationError as error:
-        raise Problems([problem_of(file, raw, e) for e in error.errors()]) from None
-    found = [
-        Problem(file, _line(raw, key), ".".join(map(str, key)), text)
-        for key, text in _contradictions(template, path.stem)
-    ]
+        raise Problems([problem_of(file, raw, e, _known(e["loc"])) for e in error.errors()]) from None
+    found = [problem_at(file, raw, key, text) for key, text in _contradictions(template, path.stem)]
     if found:
         raise Problems(found)
     return template
 
 
-def plain(value: Any) -> Any:
-    """ruamel's round-trip values as plain ones."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
+def problem_at(file: str, raw: Any, key: tuple[str | int, ...], message: str, severity: str = "error") -> Problem:
+    """What is wrong with one key of the YAML document `raw`, at its place."""
+    line, column = place_of(raw, key)
+    return Problem(file, line, ".".join(map(str, key)), message, column, severity)
 
 
-def _line(raw: Any, key: tuple[str | int, ...]) -> int:
-    """The line (from 1) of the deepest part of `key` that is there."""
-    line, node = 0, raw
-    for part in key:
-        try:
-            line = node.lc.key(part)[0] if hasattr(node, "keys") else node.lc.item(part)[0]
-            node = node[part]
-        except (KeyError, IndexError, AttributeError, TypeError):
-            break
-    return line + 1
+def _known(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that may stand beside the one at `loc`, as pydantic names it."""
+    kind: Any = Declaration
+    for part in loc[:-1]:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(part)].annotation if part in kind.model_fields else str
+        else:
+            kind = (*get_args(kind), str)[-2] if get_args(kind) else str
+    return list(getattr(kind, "model_fields", {}))
 
 
-def problem_of(file: str, raw: Any, error: Any) -> Problem:
-    """One of pydantic's errors, with its line in the YAML document `raw`."""
+def problem_of(file: str, raw: Any, error: Any, known: Sequence[str] = ()) -> Problem:
+    """One of pydantic's errors, with its place in the YAML document `raw`; `known` are the keys that belong there."""
     key = tuple(part for part in error["loc"] if not str(part).startswith(("list[", "dict[", "[key]")))
-    name, value = ".".join(map(str, key)), plain(error["input"])
-    value = shown(str(value) if isinstance(value, datetime.date) else value)
+    value = shown(str(error["input"]) if isinstance(error["input"], datetime.date) else error["input"])
     if error["type"] == "missing":
-        message = "is missing; every key is always there (docs/template.md)"
+        strange = [name for name in error["input"] if name not in known]
+        message = "is missing; every key is always there (docs/template.md)" + meant(str(key[-1]), strange)
     elif error["type"] == "extra_forbidden":
-        message = f"unknown key; remove it or mend its name (value {value})"
+        message = f"unknown key; remove it or mend its name (value {value})" + meant(str(key[-1]), known)
     elif error["type"] == "string_type":
         message = f"must be text; put it in quotes (value {value})"
     elif error["type"] == "too_short":
         message = f"needs {error['ctx']['min_length']} at least; add what is missing (value {value})"
+    elif error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME:
+        message = f"must be a name: lower-case letters, digits and _, a letter first, not {value}"
+    elif error["type"] in ("string_pattern_mismatch", "string_too_short"):
+        message = f"must be text with something in it, at least 1 character, not {value}"
     elif error["type"] == "value_error":
         message = str(error["ctx"]["error"])
+    elif error["type"] == "model_type":
+        message = f"must be a mapping of keys, each on a line of its own below it, not {value}"
     else:
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {value}"
-    return Problem(file, _line(raw, key), name, message)
+    return problem_at(file, raw, key, message)
 
 
 Key = tuple[str | int, ...]

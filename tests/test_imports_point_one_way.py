@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = {"factory", "train", "serve"}
-GROUND = {"errors", "paths", "schema", "store", "template", "seeds", "tokens", "llama", "progress"}
+GROUND = {"errors", "yaml12", "paths", "schema", "store", "template", "seeds", "tokens", "llama", "progress"}
 MODULES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -93,16 +93,10 @@ def _measured(**lows):
     "measure, gate", [("mention", "mention"), ("right", "right"), ("in_form", "form"), ("length_ratio", "length_ratio")]
 )
 def test_each_gate_is_missed_by_its_own_measure_alone(home, measure, gate):
-    template = Template(Declaration.model_validate(plain(home.template("medical"))))
+    template = Template(Declaration.model_validate(read_yaml(home.template("medical"))))
     found = judge(_measured(**{measure: 0.5}), template, ["mention", "form", "length_ratio"])
     assert [name for name, g in found.items() if not g["passed"]] == [gate]
     assert found["right"]["gated"] is False  # the profile reports it only
-
-
-def plain(path):
-    from factory.template import plain
-
-    return plain(read_yaml(path))
 
 
 def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, monkeypatch):
