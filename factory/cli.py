@@ -51,13 +51,35 @@ def _checkout(expert: str | None = None) -> "tuple[Home, Params, Profile]":
     return home, params, read_profile(home, params.profile)
 
 
-@app.command()
-def lint(expert: Annotated[str | None, typer.Argument(help="One expert; all without it.")] = None) -> None:
-    """Check templates, seeds and params, and run the templates' own tests. Asks no teacher, needs no GPU."""
-    from factory.lint import lint
+class LintFormat(StrEnum):
+    text = "text"
+    json = "json"
+    editor = "editor"
 
-    counts = lint(_checkout(expert)[0], expert)
-    typer.echo("sound: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+@app.command()
+def lint(
+    expert: Annotated[str | None, typer.Argument(help="One expert; all without it.")] = None,
+    format: Annotated[
+        LintFormat, typer.Option(help="For people; for programs; as file:line:column for editors.")
+    ] = LintFormat.text,
+    today: Annotated[str | None, typer.Option(help="Judge dates as on this day, 2026-11-02.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a template instead.")] = False,
+) -> None:
+    """Check templates, seeds and params, and run the templates' own tests. Asks no teacher, needs no GPU."""
+    from factory.lint import as_date, check
+    from factory.paths import find_home
+    from factory.table import print_problems
+    from factory.template import json_schema
+
+    if schema:
+        typer.echo(json_schema(), nl=False)
+        return
+    counts, found = check(find_home(), expert, as_date(today))
+    if print_problems(found, format.value):
+        raise typer.Exit(1)
+    if format == LintFormat.text:
+        typer.echo("sound: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
 @app.command()

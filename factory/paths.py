@@ -182,7 +182,8 @@ def read_profile(home: Home, name: str) -> Profile:
     path = home.profile(name)
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"{relative(home.params)}: profile: there is no {relative(path)}; known are {known}")
+        text = f"there is no {relative(path)}; known are {known}"
+        raise Problems([Problem(relative(home.params), 0, "profile", text)])
     raw = read_yaml(path)
     try:
         base = raw["base"]
@@ -190,7 +191,7 @@ def read_profile(home: Home, name: str) -> Profile:
             name, base["model"], base["revision"], base["gguf"], base["about"], dict(raw["train"]), list(raw["gates"])
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{relative(path)}: {error} is missing") from None
+        raise Problems([Problem(relative(path), 0, "", f"{error} is missing")]) from None
     file, key = relative(path), ("base", "revision")
     if not isinstance(profile.revision, str | None):
         text = f"must be text; put it in quotes (value {shown(profile.revision)})"

@@ -5,18 +5,38 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from factory.errors import Problem
 from factory.paths import Home, Params, Profile
 from factory.store import read_json
 from factory.template import FAILURES
 
 if TYPE_CHECKING:
     from factory.generate import Made
+
+
+def print_problems(found: list[Problem], style: str) -> bool:
+    """Problems as text on stderr, or as json or, for editors, file:line:column on stdout; whether one is an error."""
+    errors = [problem for problem in found if problem.severity == "error"]
+    warnings = [problem for problem in found if problem.severity != "error"]
+    if style == "json":
+        sys.stdout.write(json.dumps([asdict(problem) for problem in found], indent=2, ensure_ascii=False) + "\n")
+    elif style == "editor":
+        for p in found:
+            what = f"{p.key}: {p.message}" if p.key else p.message
+            what = f"{p.file}:{p.line or 1}:{p.column or 1}: {p.severity}: {' '.join(what.split())}"
+            sys.stdout.write(what + "\n")
+    else:
+        if errors:
+            sys.stderr.write("error: " + "\n".join(map(str, errors)) + "\n")
+        sys.stderr.writelines(f"warning: {problem}\n" for problem in warnings)
+    return bool(errors)
 
 
 def score_table(home: Home, params: Params, profile: Profile) -> None:

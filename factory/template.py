@@ -6,6 +6,7 @@ embedded teacher's phrases. docs/template.md is the reference for people.
 """
 
 import datetime
+import json
 import re
 import string
 from collections.abc import Iterator, Sequence
@@ -236,14 +237,14 @@ class Template:
 
     def __init__(self, declaration: Declaration, raw: Any = None) -> None:
         self.declaration = declaration
-        self._raw = raw
+        self.raw = raw
         self.expert = declaration.expert
         self.answers = declaration.answers
         self.output = declaration.output
 
     def place(self, *key: str | int) -> Place:
         """Where a key stands in the file: line and column, from 1."""
-        return place_of(self._raw, key)
+        return place_of(self.raw, key)
 
     def line(self, *key: str | int) -> int:
         """The line of a key in the file, from 1."""
@@ -554,7 +555,11 @@ def _form_contradictions(t: Template) -> Found:
             continue
         used |= names
         for name in sorted(names - known):
-            yield key, f"unknown {'slot' if is_form else 'name'} {{{name}}}; known are {', '.join(sorted(known))}"
+            yield (
+                key,
+                f"unknown {'slot' if is_form else 'name'} {{{name}}}; known are {', '.join(sorted(known))}"
+                + meant(name, known),
+            )
             musts_known &= is_form
         if is_form and musts_known and not names - known:
             yield from _must_contradictions(t, key, text)
@@ -587,7 +592,13 @@ def _slot_contradictions(t: Template) -> Found:
         if isinstance(slot.phrases, dict):
             for odd in sorted(set(t.answers) ^ set(slot.phrases)):
                 lack = "is no answer" if odd in slot.phrases else "has no phrases"
-                yield (*key, "phrases", odd), f"{odd!r} {lack}; the answers are {', '.join(t.answers)}"
+                yield (
+                    (*key, "phrases", odd),
+                    (
+                        f"{odd!r} {lack}; the answers are {', '.join(t.answers)}"
+                        + (meant(odd, t.answers) if odd in slot.phrases else "")
+                    ),
+                )
         for answer in t.answers:
             for i, phrase in enumerate(t.phrases(name, answer)):
                 if fault := _phrase_fault(t, phrase, answer, slot.max_words):
@@ -607,11 +618,21 @@ def _phrase_fault(t: Template, phrase: str, answer: str, max_words: int) -> str 
 
 def _case_contradictions(t: Template) -> Found:
     for i, case in enumerate(t.declaration.tests):
-        if case.given.answer is None and len(t.answers) > 1:
+        given, expect = case.given, case.expect
+        if given.answer is None and len(t.answers) > 1:
             yield ("tests", i, "given"), f"answer is missing; one of {', '.join(t.answers)}"
-        elif case.given.answer is not None and case.given.answer not in t.answers:
-            yield ("tests", i, "given", "answer"), f"{case.given.answer!r} is no answer; one of {', '.join(t.answers)}"
-        if (case.expect.verdict == "drop") != (case.expect.reason is not None):
+        elif given.answer is not None and given.answer not in t.answers:
+            text = f"{given.answer!r} is no answer; one of {', '.join(t.answers)}{meant(given.answer, t.answers)}"
+            yield ("tests", i, "given", "answer"), text
+        if (expect.verdict == "drop") != (expect.reason is not None):
             yield ("tests", i, "expect"), "a drop names its reason, a keep has none"
-        elif case.expect.reason and case.expect.reason not in REASONS:
-            yield ("tests", i, "expect", "reason"), f"{case.expect.reason!r} is no reason; one of {', '.join(REASONS)}"
+        elif expect.reason and expect.reason not in REASONS:
+            text = f"{expect.reason!r} is no reason; one of {', '.join(REASONS)}{meant(expect.reason, REASONS)}"
+            yield ("tests", i, "expect", "reason"), text
+
+
+def json_schema() -> str:
+    """The JSON schema of a template, as editors read it; docs/template.schema.json holds it."""
+    made = Declaration.model_json_schema()
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "A template of dmoe"}
+    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 
-from factory.errors import UserError
+from factory.errors import Problem, Problems
 from factory.paths import Home, Profile
 
 
@@ -11,7 +11,7 @@ def counter(home: Home, profile: Profile) -> Callable[[str], int]:
     """A function from a text to its number of tokens.
 
     Raises:
-        UserError: the base's tokenizer is neither in its folder nor to be had from the hub.
+        Problems: the base's tokenizer is neither in its folder nor to be had from the hub.
     """
     from tokenizers import Tokenizer
 
@@ -22,10 +22,11 @@ def counter(home: Home, profile: Profile) -> Callable[[str], int]:
         else:
             tokenizer = Tokenizer.from_pretrained(profile.model, revision=profile.revision or "main")
     except Exception as error:  # the library raises bare Exception for a missing file and for a missing network
-        raise UserError(
-            f"profiles/{profile.name}.yaml: base.model: no tokenizer for {profile.model!r} ({error})\n"
+        text = (
+            f"no tokenizer for {profile.model!r} ({error})\n"
             "  then put the model's files into a folder and name that folder, or run where the hub can be reached"
-        ) from None
+        )
+        raise Problems([Problem(f"profiles/{profile.name}.yaml", 0, "base.model", text)]) from None
 
     @lru_cache(4096)  # the checks ask twice
     def count(text: str) -> int:

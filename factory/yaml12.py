@@ -205,10 +205,11 @@ def _converted(value: Any, file: str, place: Place = (1, 0), depth: int = 0) -> 
     """ruamel.yaml's round-trip values as Map, Items and plain scalars."""
     if depth > DEEPEST:
         raise Problems([Problem(file, place[0], "", f"nested more than {DEEPEST} deep; flatten it", place[1])])
+    where: Any = getattr(value, "lc", None)
     if isinstance(value, dict):
         made = Map()
         for key in value:
-            line, column = (n + 1 for n in value.lc.key(key))
+            line, column = (n + 1 for n in where.key(key))
             if not isinstance(key, str):
                 raise Problems([Problem(file, line, "", f"the key {shown(key)} is no text; put it in quotes", column)])
             made.places[str(key)] = line, column
@@ -217,7 +218,7 @@ def _converted(value: Any, file: str, place: Place = (1, 0), depth: int = 0) -> 
     if isinstance(value, list):
         items = Items()
         for i, item in enumerate(value):
-            line, column = (n + 1 for n in value.lc.item(i))
+            line, column = (n + 1 for n in where.item(i))
             items.places.append((line, column))
             items.append(_converted(item, file, (line, column), depth + 1))
         return items
