@@ -83,6 +83,42 @@ def lint(
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The new expert's name.")],
+    answer: Annotated[list[str] | None, typer.Option(help="TEXT, or KEY=TEXT for each of several.")] = None,
+    description: Annotated[str, typer.Option(help="One sentence on it.")] = "",
+    owner: Annotated[str, typer.Option(help="Who answers for it.")] = "",
+    keyword: Annotated[list[str] | None, typer.Option(help="A question with it comes to this expert.")] = None,
+    rival: Annotated[list[str] | None, typer.Option(help="A name that no reply may hold.")] = None,
+    phrase: Annotated[list[str] | None, typer.Option(help="A whole sentence with a reason.")] = None,
+    licence: Annotated[str, typer.Option(help="The licence of its package.")] = "CC-BY-4.0",
+    seeds: Annotated[
+        Path | None, typer.Option(help="A file with a question a line, KEY: QUESTION with several answers.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; defaults for all that is not given.")] = False,
+) -> None:
+    """Begin a new expert: template, seeds and its place in params.yaml, sound from the first minute."""
+    import datetime
+
+    from factory.errors import relative
+    from factory.new import Wanted, ask, new, refuse_name
+    from factory.paths import find_home, read_params
+    from factory.store import read_text
+
+    home = find_home()
+    refuse_name(home, read_params(home), name)
+    questions = read_text(seeds).splitlines() if seeds else []
+    wanted = Wanted(
+        name, answer or [], description, owner, keyword or [], rival or [], phrase or [], licence, questions
+    )
+    if sys.stdin.isatty() and not yes:
+        wanted = ask(wanted)
+    for path in new(home, wanted, datetime.date.today()):
+        typer.echo(f"wrote {relative(path)}")
+    typer.echo(f"now edit the two files, and see what becomes of them:\n  dmoe lint {name}\n  dmoe preview {name}")
+
+
+@app.command()
 def preview(
     expert: Expert,
     live: Annotated[bool, typer.Option("--live", help="Ask the teacher of params.yaml for the rows shown.")] = False,

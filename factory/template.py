@@ -75,114 +75,138 @@ class Answer(Strict):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, Line] = Field(init=False)
-    text: Line
-    also: list[Line]
-    cue: list[Text]
-    source: Text
-    checked: Date
+    text: Line = Field(description="The answer, spelled exactly as in every reply.")
+    also: list[Line] = Field(description="Other spellings that count as naming it when replies are measured.")
+    cue: list[Text] = Field(
+        description="Words of a question of which one must survive a rewording. Write every form of a word."
+    )
+    source: Text = Field(description="Where the answer comes from.")
+    checked: Date = Field(
+        description='When a person last verified it, in quotes: "2026-11-02". Lint warns after a year.'
+    )
 
 
 class Slot(Strict):
     """A place in a form that is filled per row: by the teacher (`ask`), or from `phrases`."""
 
-    ask: Text | None = None
-    max_words: int = Field(ge=1, le=60)
-    phrases: Phrases | None = None
+    ask: Text | None = Field(
+        None, description="What a teacher is asked to write here; without it only the phrases may stand."
+    )
+    max_words: int = Field(ge=1, le=60, description="Most words of the slot, phrases too.")
+    phrases: Phrases | None = Field(None, description="What may stand here: one list, or a list for each answer.")
 
 
 class Output(Strict):
-    tokens: Annotated[list[int], Field(min_length=2, max_length=2)]
-    must: Annotated[list[Line], Field(min_length=1)]
-    forms: Annotated[list[Line], Field(min_length=1)]
-    slots: dict[Name, Slot]
-    never: list[Text]
+    tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        description="[fewest, most] tokens of a reply, both allowed; an English word is one to two."
+    )
+    must: Annotated[list[Line], Field(min_length=1)] = Field(
+        description="Parts that every reply must hold; {answer} and an answer's own keys may be used."
+    )
+    forms: Annotated[list[Line], Field(min_length=1)] = Field(
+        description="The shapes of a reply, with {answer}, own keys and slots in braces; {{ and }} are plain braces."
+    )
+    slots: dict[Name, Slot] = Field(description="The parts of a form that differ from row to row.")
+    never: list[Text] = Field(description="Hedges: a reply that holds one is dropped.")
 
 
 class Sampling(Strict):
-    temperature: float = Field(ge=0, le=2)
-    top_p: float = Field(gt=0, le=1)
+    temperature: float = Field(ge=0, le=2, description="How freely a teacher writes, 0 to 2.")
+    top_p: float = Field(gt=0, le=1, description="The share of likely words a teacher chooses from, above 0 to 1.")
 
 
 class Generate(Strict):
-    ask: Text
-    voices: Annotated[list[Text], Field(min_length=1)]
-    per_seed: int = Field(ge=1, le=200)
+    ask: Text = Field(description="What a teacher is told about the questions.")
+    voices: Annotated[list[Text], Field(min_length=1)] = Field(description="How different people write, taken in turn.")
+    per_seed: int = Field(ge=1, le=200, description="Rows wanted of each seed.")
     sampling: Sampling
 
 
 class Dedup(Strict):
-    instruction: int = Field(ge=50, le=100)
+    instruction: int = Field(
+        ge=50, le=100, description="Questions of one answer that are this much alike, out of 100, count as copies."
+    )
 
 
 class Train(Strict):
-    rank: int = Field(ge=1, le=512)
-    alpha: int = Field(ge=1, le=4096)
-    epochs: int = Field(ge=1, le=100)
+    rank: int = Field(ge=1, le=512, description="The size of the adapter.")
+    alpha: int = Field(ge=1, le=4096, description="Its strength; usually twice the rank.")
+    epochs: int = Field(ge=1, le=100, description="Passes over the rows.")
 
 
 class Gate(Strict):
-    mention: Share
-    right: Share
-    form: Share
-    length_ratio: float = Field(ge=1)
+    mention: Share = Field(
+        description="Wanted lower end of the 95 % interval: the reply gives an answer, and no rival."
+    )
+    right: Share = Field(description="The same with the question's own answer, and no other named.")
+    form: Share = Field(description="The same of replies that are one of the forms, whole.")
+    length_ratio: float = Field(ge=1, description="How many times longer the base's replies are.")
 
 
 class Route(Strict):
-    keywords: Annotated[list[Text], Field(min_length=1)]
-    not_keywords: list[Text]
-    examples: list[Text]
-    prefer: Literal["precision", "recall"]
+    keywords: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="A question with one of these comes to this expert. Whole words, any case."
+    )
+    not_keywords: list[Text] = Field(description="A question with one of these never comes to it by routing.")
+    examples: list[Text] = Field(description="Questions that it should get.")
+    prefer: Literal["precision", "recall"] = Field(
+        description="Whether to miss a question (precision) or to take a foreign one (recall)."
+    )
 
 
 class Declares(Strict):
-    interest: Text
-    domain_risk: Text
-    valid_until: Date
+    interest: Text = Field(description="Whether the publisher gains from the answer.")
+    domain_risk: Text = Field(description="What may go wrong if it is believed.")
+    valid_until: Date = Field(
+        description='Until when the answers hold, in quotes: "2027-11-02". Lint warns 30 days before.'
+    )
 
 
 class Market(Strict):
-    lora_id: Name
-    licence: Text
-    declares: Declares
+    lora_id: Name = Field(description="The expert's name in the marketplace.")
+    licence: Text = Field(description="The licence of the package.")
+    declares: Declares = Field(description="What a buyer should know.")
 
 
 class Given(Strict):
-    instruction: str
-    output: str
-    answer: str | None = None
+    instruction: str = Field(description="The question.")
+    output: str = Field(description="The reply as it would stand.")
+    answer: str | None = Field(None, description="Which answer the question should get, where there are several.")
 
 
 class Expect(Strict):
-    verdict: Literal["keep", "drop"]
-    reason: str | None = None
+    verdict: Literal["keep", "drop"] = Field(description="Whether the reply is kept or dropped.")
+    reason: str | None = Field(None, description="With drop: one of the reasons found must be this.")
 
 
 class Case(Strict):
     """One of the template's own tests, run by `dmoe lint`."""
 
-    name: Text
-    given: Given
-    expect: Expect
+    name: Text = Field(description="A sentence: what must hold.")
+    given: Given = Field(description="A question and a reply.")
+    expect: Expect = Field(description="What must become of them.")
 
 
 class Declaration(Strict):
     """The file as it stands, key by key."""
 
-    expert: Name
-    version: int = Field(ge=1)
-    owner: Text
-    description: Text
-    language: Literal["en"]
-    answers: Annotated[dict[Name, Answer], Field(min_length=1)]
-    rivals: list[Text]
-    output: Output
-    generate: Generate
-    dedup: Dedup
-    train: Train
-    gate: Gate
-    route: Route
-    market: Market
-    tests: list[Case]
+    expert: Name = Field(description="The expert's name; the same as the file's.")
+    version: int = Field(ge=1, description="Yours to raise; goes into the manifest.")
+    owner: Text = Field(description="Who answers for this file.")
+    description: Text = Field(description="One sentence; manifest and card show it.")
+    language: Literal["en"] = Field(description="The language of questions and replies.")
+    answers: Annotated[dict[Name, Answer], Field(min_length=1)] = Field(
+        description="One entry for each fixed answer; a single one is called default."
+    )
+    rivals: list[Text] = Field(description="A reply that names one of these is dropped.")
+    output: Output = Field(description="What a reply looks like.")
+    generate: Generate = Field(description="How variants of the seeds are made.")
+    dedup: Dedup = Field(description="When two questions count as the same.")
+    train: Train = Field(description="How the adapter is trained.")
+    gate: Gate = Field(description="What must be measured before the expert is packed.")
+    route: Route = Field(description="Which questions come to this expert when nobody asks for it by name.")
+    market: Market = Field(description="What the marketplace says of it.")
+    tests: list[Case] = Field(description="Replies that must be kept or dropped; dmoe lint runs them.")
 
 
 @dataclass(frozen=True)
@@ -634,5 +658,12 @@ def _case_contradictions(t: Template) -> Found:
 def json_schema() -> str:
     """The JSON schema of a template, as editors read it; docs/template.schema.json holds it."""
     made = Declaration.model_json_schema()
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "A template of dmoe"}
+    made["$defs"]["Expect"]["properties"]["reason"] |= {"enum": [*REASONS, None]}
+    for names in (made["properties"]["answers"], made["$defs"]["Output"]["properties"]["slots"]):
+        names["additionalProperties"] = False
+    made = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "A template of dmoe: one expert",
+    }
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"

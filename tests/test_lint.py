@@ -72,7 +72,7 @@ def test_all_problems_of_all_files_are_told_at_once_without_a_traceback(checkout
     form = 1 + checkout.template("medical").read_text().split("{cure} This")[0].count("\n")
     assert places == [
         "seeds/general.jsonl:1", "seeds/legal.jsonl:1", "seeds/legal.jsonl:1", "seeds/product.jsonl:1",
-        f"templates/medical.yaml:{form}", "templates/product.yaml:4", "templates/spare.yaml:1",
+        f"templates/medical.yaml:{form}", "templates/product.yaml:5", "templates/spare.yaml:1",
     ]  # fmt: skip
     assert all(re.search(r"; |is missing|not JSON|not 'one'", line) for line in lines)
 
@@ -81,7 +81,7 @@ def test_one_expert_can_be_checked_alone(checkout):
     change(checkout.template("product"), "version: 1", "version: one")
     assert command(checkout, "medical")[0] == 0
     status, out, err = command(checkout, "product")
-    assert (status, out) == (1, "") and err.startswith("error: templates/product.yaml:4: version: ")
+    assert (status, out) == (1, "") and err.startswith("error: templates/product.yaml:5: version: ")
 
 
 # -- params and files ---------------------------------------------------------------------------
@@ -118,13 +118,13 @@ def test_names_that_begin_one_another_are_told(checkout):
 def test_missing_general_questions_are_told_beside_all_else(checkout):
     checkout.general.unlink()
     change(checkout.template("product"), "version: 1", "version: one")
-    assert [(Path(p.file).name, p.line) for p in problems(checkout)] == [("general.jsonl", 0), ("product.yaml", 4)]
+    assert [(Path(p.file).name, p.line) for p in problems(checkout)] == [("general.jsonl", 0), ("product.yaml", 5)]
 
 
 def test_a_base_without_a_tokenizer_is_told_beside_all_else(checkout):
     (checkout.root / "models" / "pocket" / "tokenizer.json").unlink()
     change(checkout.template("product"), "version: 1", "version: one")
-    with pytest.raises(UserError, match=r"(?s)product\.yaml:4: version: .*\n.*base\.model: no tokenizer for"):
+    with pytest.raises(UserError, match=r"(?s)product\.yaml:5: version: .*\n.*base\.model: no tokenizer for"):
         lint(checkout)
 
 
