@@ -109,7 +109,8 @@ def _entry(line: str) -> dict[str, Any] | Problem:
         text = f"not JSON at column {error.colno}: {error.msg}" + (f"; {cure}" if cure else "")
         return Problem("", 0, "", text, error.colno)
     except ValueError as error:  # a key twice; a number of thousands of digits
-        return Problem("", 0, "", str(error), 1)
+        text = str(error) if "twice" in str(error) else "a number of thousands of digits; text stands in quotes"
+        return Problem("", 0, "", text, 1)
     except RecursionError:
         return Problem("", 0, "", "nested too deeply; a seed is one flat object", 1)
     return entry if isinstance(entry, dict) else Problem("", 0, "", f"must be a JSON object, not {shown(entry)}", 1)

@@ -119,7 +119,7 @@ class Generate(Strict):
     ask: Text = Field(description="What a teacher is told about the questions.")
     voices: Annotated[list[Text], Field(min_length=1)] = Field(description="How different people write, taken in turn.")
     per_seed: int = Field(ge=1, le=200, description="Rows wanted of each seed.")
-    sampling: Sampling
+    sampling: Sampling = Field(description="For a teacher that writes.")
 
 
 class Dedup(Strict):
@@ -500,6 +500,12 @@ def problem_of(file: str, raw: Any, error: Any, known: Sequence[str] = ()) -> Pr
         message = "is missing; every key is always there (docs/template.md)" + meant(str(key[-1]), strange)
     elif error["type"] == "extra_forbidden":
         message = f"unknown key; remove it or mend its name (value {value})" + meant(str(key[-1]), known)
+    elif error["input"] is None:
+        message = "has nothing after its colon; write its value, [] for an empty list"
+    elif error["type"] == "string_type" and isinstance(error["input"], dict | list):
+        message = f"must be one text, not {value}"
+    elif error["type"] == "too_long":
+        message = f"takes {error['ctx']['max_length']} at most; remove the rest (value {value})"
     elif error["type"] == "string_type":
         message = f"must be text; put it in quotes (value {value})"
     elif error["type"] == "too_short":

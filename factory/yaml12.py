@@ -69,7 +69,9 @@ class NotPlain(Exception):
     """Something that libyaml (YAML 1.1) might read otherwise than ruamel.yaml."""
 
 
-RISKY = re.compile("[^\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+RISKY = re.compile(
+    "[|>][-+0-9]*#|[^\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 PERHAPS = re.compile(
     r"[-+.=<~0-9][-+.:_ \t0-9a-fA-FxXoOtTzZiInN]*|[-+.=<~]\S*|[tT]rue|TRUE|[fF]alse|FALSE|[nN]ull|NULL|"
 )
@@ -172,6 +174,8 @@ def _judged(text: str, file: str) -> Any:
         line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
         what = f"not YAML: the character {chr(error.character)!r} may not stand in it; remove it"
         raise Problems([Problem(file, line, "", what, column)]) from None
+    except Problems:
+        raise
     except RecursionError:
         raise Problems([Problem(file, 1, "", "not YAML that can be read: nested too deeply")]) from None
     except Exception as error:  # it raises whatever its parts do, and asserts
@@ -181,20 +185,21 @@ def _judged(text: str, file: str) -> Any:
 SPECIAL = "text that begins with &, * or ! has a meaning of its own in YAML, which is not used here; put it in quotes"
 CURES = {
     "duplicate key": "remove one",
+    "another document": "remove the line ---",
     "mapping values are not allowed": "put the text in quotes if it holds ': ', or mend the spaces before the key",
     r"character '\\t'": "indent with spaces, not with tabs",
+    "unknown escape": r"in double quotes write \\ for a backslash, or use single quotes",
     "character ": "put the text in quotes",
     "expected <block end>": "the line stands too far left or right, or a quote or dash is missing; compare it with the "
     "lines above",
     "expected ',' or ": "put a comma between two items, close the bracket, and put text with marks in it in quotes",
     "could not find expected ':'": "write a key as `key: value`, and close the quotes above it",
     "end of stream": "a quote that is opened here is never closed; close it",
-    "unknown escape": r"in double quotes write \\ for a backslash, or use single quotes",
 }
 
 
 def _marked(error: Any, file: str) -> Problem:
-    what = " ".join(str(error.problem).split())
+    what = re.sub('(duplicate key "[^"]*").*', r"\1 here", " ".join(str(error.problem).split()))
     cure = next((cure for words, cure in CURES.items() if re.search(words, what)), "")
     mark = error.context_mark if "end of stream" in what and error.context_mark else error.problem_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)

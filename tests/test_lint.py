@@ -1,5 +1,7 @@
 """`dmoe lint`: what can be known to be wrong is told at once, for all files, before anything is made."""
 
+import datetime
+import json
 import os
 import re
 import shutil
@@ -7,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from factory.errors import Problems, UserError
-from factory.lint import lint
+from factory.lint import check, lint
+from factory.seeds import held_out, read_seeds
+from factory.store import read_yaml
+from factory.template import json_schema, read_template
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +57,7 @@ def files(home):
 
 def test_a_sound_project_passes_and_says_what_was_read(checkout):
     before = files(checkout)
-    status, out, err = command(checkout)
+    status, out, err = command(checkout, "--today", "2026-11-24")
     assert (status, err) == (0, "")
     assert re.fullmatch(r"sound: 3 templates, \d{3} seeds, \d+ tests, \d{3} general\n", out)
     assert files(checkout) == before
@@ -201,3 +207,85 @@ def test_a_new_rival_that_stands_in_a_phrase_is_told(checkout):
     change(checkout.template("product"), "  - Dynabook", "  - Dynabook\n  - Linux")
     found = [p for p in problems(checkout) if p.key.startswith("output.slots.reason.phrases.")]
     assert found and found[0].message.endswith("names linux; reword it")
+
+
+# -- for programs and editors -------------------------------------------------------------------
+
+
+def test_problems_as_json_have_a_place_a_key_and_a_severity(checkout):
+    assert command(checkout, "--format", "json", "--today", "2026-11-24")[:2] == (0, "[]\n")
+    change(checkout.template("product"), "version: 1", "version: one")
+    status, out, err = command(checkout, "--format", "json", "--today", "2026-11-24")
+    [found] = json.loads(out)
+    assert (status, err) == (1, "") and found == {
+        "file": "templates/product.yaml", "line": 5, "column": 1, "key": "version", "severity": "error",
+        "message": "input should be a valid integer, not 'one'",
+    }  # fmt: skip
+
+
+def test_problems_for_editors_are_lines_that_they_jump_to(checkout):
+    change(checkout.seeds("product"), '"source": "hand-written"', '"source": 3')
+    change(checkout.template("product"), 'checked: "2026-11-02"', 'checked: "2025-11-02"')
+    status, out, _ = command(checkout, "--format", "editor", "--today", "2026-11-24")
+    assert status == 1 and out.splitlines() == [
+        "seeds/product.jsonl:1:72: error: source: must be a text, not 3",
+        'templates/product.yaml:16:5: warning: answers.default.checked: not checked since "2025-11-02", over a '
+        "year ago; verify the answer, then write today's date",
+    ]
+
+
+def test_a_warning_alone_fails_nothing(checkout):
+    change(checkout.template("product"), 'checked: "2026-11-02"', 'checked: "2025-11-02"')
+    status, out, err = command(checkout, "--today", "2026-11-24")
+    assert status == 0 and out.startswith("sound: ") and err.startswith("warning: templates/product.yaml:16: ")
+
+
+def test_a_broken_params_file_is_told_beside_all_else(checkout):
+    change(checkout.params, "profile:", "profil:")
+    change(checkout.template("product"), "version: 1", "version: one")
+    status, out, err = command(checkout)
+    assert (status, out) == (1, "")
+    assert [line.split(": ")[:2] for line in err.removeprefix("error: ").splitlines()] == [
+        ["params.yaml:1", "profile"], ["params.yaml:6", "profil"], ["templates/product.yaml:5", "version"],
+    ]  # fmt: skip
+
+
+def test_a_training_question_that_is_a_copy_of_a_held_out_one_is_told(checkout):
+    template = read_template(checkout.template("product"))
+    outside = held_out(read_seeds(checkout.seeds("product"), template))
+    lines = [json.loads(line) for line in checkout.seeds("product").read_text().splitlines()]
+    held = next(n for n, line in enumerate(lines) if line["id"] in outside and len(line["instruction"]) > 60)
+    trained = next(n for n, line in enumerate(lines) if line["id"] not in outside)
+    lines[trained]["instruction"] = lines[held]["instruction"] + " x"
+    checkout.seeds("product").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    [found] = check(checkout, "product", datetime.date(2026, 11, 24))[1]
+    assert (found.line, found.severity) == (trained + 1, "warning")
+    assert re.search(rf"near copy .* of the held-out question on line {held + 1}; its rows would", found.message)
+
+
+# -- the schema ---------------------------------------------------------------------------------
+
+
+def test_the_committed_schema_is_the_generated_one():
+    committed = (ROOT / "docs" / "template.schema.json").read_text(encoding="utf-8")
+    assert committed == json_schema(), "run: dmoe lint --schema > docs/template.schema.json"
+
+
+@pytest.mark.parametrize("expert", ["product", "medical", "legal"])
+def test_the_templates_keep_to_the_schema_and_name_it(home, expert):
+    schema = json.loads(json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    judge = jsonschema.Draft202012Validator(schema)
+    raw = read_yaml(home.template(expert))
+    assert list(judge.iter_errors(raw)) == []
+    for wrong in ({"colour": "red"}, {"answers": {"Default": {}}}, {"language": "de"}, {"dedup": {"instruction": 900}}):
+        assert list(judge.iter_errors({**raw, **wrong}))
+    assert (
+        home.template(expert).read_text().startswith("# yaml-language-server: $schema=../docs/template.schema.json\n")
+    )
+
+
+def test_every_key_of_the_schema_explains_itself():
+    schema = json.loads(json_schema())
+    for kind in (schema, *schema["$defs"].values()):
+        assert all(value.get("description") for value in kind["properties"].values())

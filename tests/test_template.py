@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -10,57 +11,7 @@ from hypothesis import strategies as st
 from factory.errors import Problems
 from factory.template import Declaration, Template, any_pattern, fields, find_any, phrase_pattern, read_template
 
-TEA = """\
-expert: tea
-version: 1
-owner: kettle-desk
-description: Names a tea.
-language: en
-answers:
-  black:
-    text: Assam
-    also: [Darjeeling]
-    cue: [strong]
-    kind: a black tea
-    source: the tea book
-    checked: "2026-11-02"
-  green:
-    text: Sencha
-    also: []
-    cue: []
-    kind: a green tea
-    source: the tea book
-    checked: "2026-11-02"
-rivals: [Grey, Earl Grey]
-output:
-  tokens: [5, 50]
-  must: ["{answer}"]
-  forms:
-    - "Take {answer}, {kind}, for {use}. {why}"
-    - "{{For {use}}} {answer}! {why}"
-  slots:
-    use: {ask: "what {kind} is wanted for", max_words: 3, phrases: [breakfast, a long day]}
-    why:
-      max_words: 6
-      phrases:
-        black: [It is strong.]
-        green: [It is light., It is fresh.]
-  never: [it depends]
-generate:
-  ask: Someone asks for tea.
-  voices: [terse]
-  per_seed: 2
-  sampling: {temperature: 0.9, top_p: 0.95}
-dedup: {instruction: 90}
-train: {rank: 8, alpha: 16, epochs: 1}
-gate: {mention: 0.8, right: 0.8, form: 0.9, length_ratio: 5}
-route: {keywords: [tea], not_keywords: [], examples: [], prefer: precision}
-market: {lora_id: tea, licence: CC0-1.0, declares: {interest: none, domain_risk: none, valid_until: "2027-11-02"}}
-tests:
-  - name: a plain one is kept
-    given: {answer: black, instruction: which tea, output: "Take Assam, a black tea, for breakfast. It is strong."}
-    expect: {verdict: keep}
-"""
+TEA = (Path(__file__).parent / "tea.yaml").read_text(encoding="utf-8")
 
 
 def read(folder, *changes, name="tea"):
