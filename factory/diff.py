@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError, relative
 from factory.paths import Home
-from factory.store import parse_yaml, write_text
+from factory.store import write_text
+from factory.yaml12 import parse_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,12 +7,10 @@ is read afterwards must be what was read before with that one change, or else no
 import json
 import re
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 from factory.errors import Problems, UserError
-from factory.store import parse_yaml
-from factory.template import plain
+from factory.yaml12 import parse_yaml
 
 Path = tuple[str | int, ...]
 WIDE = 110  # a list in brackets goes on in a new line after this column
@@ -62,7 +60,7 @@ def remove(text: str, path: Path) -> str:
 
 
 def _proved(text: str, path: Path, edit: Callable[[Any], str], change: Callable[[list[Any]], object]) -> str:
-    wanted = deepcopy(plain(parse_yaml(text, "the template")))
+    wanted = parse_yaml(text, "the template")
     place = ".".join(map(str, path))
     try:
         items = wanted
@@ -70,7 +68,7 @@ def _proved(text: str, path: Path, edit: Callable[[Any], str], change: Callable[
             items = items[part]
         change(items)
         edited = edit(_node(text, path))
-        if items and plain(parse_yaml(edited, "the template")) == wanted:
+        if items and parse_yaml(edited, "the template") == wanted:
             return edited
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, Problems):
         pass

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
-from factory.checks import PERSONAL, SUSPECT, Counter, Reply, faults
+from factory.checks import Counter, Reply, faults
 from factory.errors import Problem, Problems, UserError, relative, shown
 from factory.paths import Home, Params, Phrases, read_params, read_profile
+from factory.personal import personal
 from factory.seeds import OPTIONAL, Seed, column_of, held_out, parse_seeds, read_seeds
 from factory.store import read_text, read_yaml
 from factory.teacher.phrases import slots_without_phrases
@@ -132,10 +133,8 @@ def seed_faults(seeds: list[Seed], template: Template) -> Iterator[tuple[Seed, s
         words = len(seed.instruction.split())
         if seed.instruction.startswith(PLACEHOLDER):
             yield seed, "placeholder: replace me with a question as a person would ask it", "warning"
-        elif SUSPECT.search(seed.instruction):
-            for name, pattern in PERSONAL.items():
-                if pattern.search(seed.instruction):
-                    yield seed, f"holds {name}; every row of it would be dropped: write it out of the question", "error"
+        for name in personal(seed.instruction):
+            yield seed, f"holds {name}; every row of it would be dropped: write it out of the question", "error"
         if words < 2 or words > LONGEST:
             size = "one word is" if words < 2 else f"{words} words are"
             yield seed, f"{size} hardly a question as people ask it; a few words to {LONGEST} are usual", "warning"

@@ -22,7 +22,7 @@ from rapidfuzz.utils import default_process
 
 from factory.checks import Counter
 from factory.edits import append, remove
-from factory.errors import Problems, UserError, relative
+from factory.errors import Problem, Problems, UserError, relative
 from factory.lint import check_texts
 from factory.page import PAGES, render
 from factory.paths import Home, Params, Profile
@@ -71,6 +71,9 @@ class Desk:
         template = parse_template(texts["template"], self.home.template(expert))
         return template, parse_seeds(texts["seeds"], self.home.seeds(expert), template)
 
+    def problems(self, expert: str, texts: Texts) -> list[Problem]:
+        return check_texts(self.home, self.params, self.count, expert, texts["template"], texts["seeds"])
+
     def _rows(self, expert: str, template: str, seeds: str, all_: bool) -> list[Row]:
         compiled, read = self.read(expert, {"template": template, "seeds": seeds})
         step = max(1, len(read) // SAMPLE)
@@ -99,10 +102,10 @@ def check(desk: Desk, expert: str, body: Any) -> Any:
     """What is wrong with the texts, which seeds are held out, and what an answer may be."""
     texts = _texts(body)
     names = {relative(path): name for name, path in desk.paths(expert).items()}
-    found = check_texts(desk.home, desk.params, desk.count, expert, **texts)
+    found = desk.problems(expert, texts)
     problems = [
         {"file": names.get(p.file, "template"), "line": p.line, "column": p.column, "key": p.key, "message": p.message,
-         "severity": getattr(p, "severity", "error")} for p in found
+         "severity": p.severity} for p in found
     ]  # fmt: skip
     answers, per_seed = [], 0
     with suppress(Problems):
@@ -165,7 +168,7 @@ def choices(desk: Desk, expert: str, body: Any) -> Any:
     found += [_slot(template, texts, row, s["name"], s["value"]) for s in row["slots"]]
     found.append(_seed(texts, row))
     kept = [r for r in every if r["verdict"] == "keep"]
-    before = set(check_texts(desk.home, desk.params, desk.count, expert, **texts))
+    before = set(desk.problems(expert, texts))
     return [_shown(desk, expert, texts, choice, kept, before) for choice in found]
 
 
@@ -185,7 +188,7 @@ def _shown(desk: Desk, expert: str, texts: Texts, choice: Choice, kept: list[Row
     shown = {"title": choice.title, "why": choice.why, "refused": choice.refused, "gone": len(gone)}
     if choice.refused:
         return shown
-    after = check_texts(desk.home, desk.params, desk.count, expert, **choice.texts)
+    after = desk.problems(expert, choice.texts)
     known = {(p.file, p.key, p.message) for p in before}
     new = [str(p) for p in after if (p.file, p.key, p.message) not in known]
     return shown | {

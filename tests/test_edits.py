@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from factory.edits import append, remove
 from factory.errors import UserError
-from factory.store import parse_yaml
-from factory.template import plain
+from factory.yaml12 import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 EXPERTS = ["product", "medical", "legal"]
@@ -19,7 +18,7 @@ TEXTS = {name: (ROOT / "templates" / f"{name}.yaml").read_text() for name in EXP
 
 
 def value(text):
-    return plain(parse_yaml(text, "t"))
+    return parse_yaml(text, "t")
 
 
 def lists(node, path=()):
