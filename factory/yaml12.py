@@ -95,9 +95,11 @@ def _plain(text: str) -> Any:
 
 
 def _value(parser: CParser, event: Any, depth: int) -> Any:
-    if depth > DEEPEST or event.anchor or getattr(event, "tag", None):  # an alias has no tag, but an anchor
+    if depth > DEEPEST or event.anchor or getattr(event, "tag", None):  # an alias has an anchor
         raise NotPlain
     if isinstance(event, ScalarEvent):
+        if event.style in ("|", ">"):  # comments beside a block are read in two ways
+            raise NotPlain
         return event.value if event.style else _scalar(event.value)
     if isinstance(event, SequenceStartEvent):
         return _items(parser, depth + 1)

@@ -45,9 +45,8 @@ def test_a_new_expert_passes_lint_with_a_warning_for_each_placeholder(checkout, 
 
 
 def test_questions_that_are_given_become_the_seeds_of_their_answers(checkout):
-    questions = [
-        f"{key}: which tea for {use}" for key in ("black", "green") for use in ("me", "work", "lunch", "a cat")
-    ]
+    asked = {"black": ("work", "an early shift", "cold nights", "me"), "green": ("lunch", "a cat", "hot days", "aunts")}
+    questions = [f"{key}: which tea for {use}" for key, uses in asked.items() for use in uses]
     new(checkout, Wanted("tea", TEAS.answers, seeds=questions), TODAY)
     seeds = [json.loads(line) for line in checkout.seeds("tea").read_text().splitlines()]
     assert [(s["answer"], s["instruction"]) for s in seeds] == [tuple(q.split(": ")) for q in questions]
