@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory import card
+from factory.errors import UserError
 from factory.page import render
 from factory.paths import Home, Params, Profile
 from factory.query import connect
@@ -87,7 +89,7 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "groups": len({row["like"] for row in fallen}),
         "clusters": [_compared(row) for row in ask(CLUSTER_SQL)],
         "coverage": coverage(template, seeds, rows, _by(ask(SEED_SQL), "seed_id")),
-        "facts": facts(made, seeds, ask(TEACHER_SQL)),
+        "facts": facts(home, expert),
     }
 
 
@@ -199,17 +201,12 @@ def coverage(template: Template, seeds: list[Seed], rows: list[Row], dropped: di
     return {"strips": strips, "short": short[:SHORT], "all_short": len(short), "wanted": wanted, "most": most}
 
 
-def facts(made: Row, seeds: list[Seed], teachers: list[Row]) -> list[tuple[str, str]]:
-    """What a dataset's card says, as (name, value) pairs."""
-    stats, hashes = made["stats"], (made["manifest"] or {}).get("sha256", {})
-    origins = Tally((seed.source, seed.licence) for seed in seeds)
-    found = [("seeds", f"{n:,} {source}, {licence}") for (source, licence), n in sorted(origins.items())]
-    if stats:
-        found.append(("rows", f"{stats['rows']['train']:,} to train on, {stats['rows']['holdout']:,} held out"))
-    for row in teachers:
-        spent = f"; {row['asked']:,} tokens asked, {row['said']:,} answered" if row["asked"] else ""
-        found.append(("teacher", f"{row['teacher']}: {row['n']:,} candidates{spent}"))
-    return found + [(f"sha256 of {name}", digest) for name, digest in hashes.items()]
+def facts(home: Home, expert: str) -> list[tuple[str, str]]:
+    """The dataset's card as (name, value) pairs; none where the data are not here."""
+    try:
+        return card.facts(home, expert)
+    except UserError:
+        return []
 
 
 # Those where the expert missed something first, the answers in turn; row_id is a hash, so as good as drawn.
@@ -242,8 +239,4 @@ SEED_SQL = """
 SELECT seed_id, reason, count(*) AS n
 FROM candidates c JOIN (SELECT row_id, unnest(reasons) AS reason FROM verdicts WHERE expert = $expert) USING (row_id)
 WHERE c.expert = $expert GROUP BY ALL ORDER BY n DESC, reason
-"""
-TEACHER_SQL = """
-SELECT teacher, count(*) AS n, sum(prompt_tokens) AS asked, sum(completion_tokens) AS said
-FROM candidates WHERE expert = $expert GROUP BY teacher ORDER BY teacher
 """
