@@ -44,7 +44,8 @@ def _evaluation():
 
 STATS = {
     "candidates": 1234, "kept": 1100, "dropped": 130, "failed": 4, "reasons": {"near_copy": 2, "schema": 4},
-    "rows": {"train": 1017, "holdout": 83}, "seeds": {"train": 9, "holdout": 3}, "seeds_short": {}, "answers": {"nosebleed": 4, "headache": 3},
+    "rows": {"train": 1017, "holdout": 83}, "seeds": {"train": 9, "holdout": 3}, "seeds_short": {},
+    "answers": {"nosebleed": 4, "headache": 3},
     "tokens": {"min": 30, "p05": 31, "median": 38, "p95": 44, "max": 45},
     "diversity": {"distinct_2": 0.317, "distinct_3": 0.419, "nearest": 0.523},
 }  # fmt: skip
