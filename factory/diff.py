@@ -247,10 +247,10 @@ def _shown(row: Row) -> Row:
     return {name: one_line(row[name]) for name in COMPARED} | {"tokens": row["tokens"]}
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = LONGEST) -> str:
     """`text` as it may be shown anywhere: without what moves a cursor or turns letters round, and not too long."""
     text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _verdicts(before: Version, after: Version) -> dict[str, Pair]:
@@ -409,7 +409,7 @@ def quoted(text: str, code: bool = True) -> str:
 
     Punctuation as numbers cannot be Markdown, HTML or an address; GitHub looks for mentions and issues outside `code`.
     """
-    plain = re.sub(r"[^\w\s,?';:()]|:(?=/)|_", lambda match: f"&#{ord(match[0])};", one_line(text))
+    plain = re.sub(r"[^\w\s,?!';:()/+=%.-]|:(?=/)|\.(?=\w)|_", lambda match: f"&#{ord(match[0])};", one_line(text))
     return f"<code>{plain}</code>" if code else plain
 
 

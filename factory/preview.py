@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.build import judge
 from factory.checks import Counter
+from factory.diff import one_line
 from factory.errors import Problems, UserError
 from factory.generate import candidates, of_seed, teacher_of
 from factory.paths import Home, Params, Profile
@@ -201,7 +202,7 @@ def _console() -> "Console":
 def _say(console: "Console", text: str, style: str = "") -> None:
     from rich.text import Text
 
-    console.print(Text(text, style=style))
+    console.print(Text("\n".join(one_line(line, 4000) for line in text.split("\n")), style=style))
 
 
 def _show(
@@ -268,7 +269,9 @@ def _prompt(console: "Console", template: Template, seed: Seed) -> None:
     _say(console, f"What a teacher on a server is asked for {seed.id}", "bold")
     for message in template.prompt(seed.instruction, seed.answer, voices, seed.slots):
         _say(console, f"  {message['role']}:", "dim")
-        console.print(Padding(Text(message["content"]), (0, 0, 0, 4)))
+        console.print(
+            Padding(Text("\n".join(one_line(line, 4000) for line in message["content"].split("\n"))), (0, 0, 0, 4))
+        )
 
 
 def _row(console: "Console", row: Row, voices: list[str]) -> None:
@@ -281,9 +284,9 @@ def _row(console: "Console", row: Row, voices: list[str]) -> None:
     head.append(f"{row['tokens']} tokens" + (", held out" if row["split"] == "holdout" else ""), "dim")
     console.print(head)
     if row["reasons"]:
-        console.print(Padding(Text(_why(row), style=style), (0, 0, 0, 8)))
-    console.print(Padding(Text(row["instruction"], style="italic"), (0, 0, 0, 8)))
-    console.print(Padding(Text(f"-> {row['output']}"), (0, 0, 0, 8)))
+        console.print(Padding(Text(one_line(_why(row)), style=style), (0, 0, 0, 8)))
+    console.print(Padding(Text(one_line(row["instruction"]), style="italic"), (0, 0, 0, 8)))
+    console.print(Padding(Text(one_line(f"-> {row['output']}")), (0, 0, 0, 8)))
 
 
 def _why(row: Row) -> str:
