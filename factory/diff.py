@@ -342,6 +342,12 @@ def tables(diff: Diff) -> dict[str, list[tuple[str, str, str, str]]]:
     }
 
 
+def heading(diff: Diff, name: str) -> str:
+    """The heading of one kind of rows."""
+    n, shown = diff.counts[name], len(diff.samples[name])
+    return f"{n:,} row{'s' * (n != 1)} {name}" + (f" ({shown} shown)" if shown < n else "")
+
+
 def seeds_told(diff: Diff) -> list[str]:
     """Which seeds were added, removed, edited; one line each."""
     return [
@@ -372,7 +378,7 @@ def told_in_terminal(diff: Diff, console: "Console") -> None:
             line = f"{label if name == 'before' else '':>9}  {name:<6}  {bar:<{BAR}}  {n:,}"
             console.print(Text(line, style="blue" if name == "before" else "yellow"))
     for name, samples in diff.samples.items():
-        console.print(Text(f"\n{diff.counts[name]:,} rows {name}", style="bold"), f"({len(samples)} shown)")
+        console.print(Text(f"\n{heading(diff, name)}", style="bold"))
         for sample in samples:
             console.print(Text(f"  {sample.place}: {sample.why}", style="dim"))
             for sign, style, side in (("-", "red", sample.before), ("+", "green", sample.after)):
@@ -394,7 +400,7 @@ def markdown(diff: Diff) -> str:
     lines += ["```", "", "</details>"]
     for name, samples in diff.samples.items():
         if samples:
-            lines += ["", f"#### {diff.counts[name]:,} rows {name} ({len(samples)} shown)", ""]
+            lines += ["", f"#### {heading(diff, name)}", ""]
             lines += ["| row | why | | question | reply |", "|---|---|---|---|---|"]
         for sample in samples:
             for word, side in (("before", sample.before), ("after", sample.after)):
@@ -417,7 +423,7 @@ def html(diff: Diff) -> str:
     """The same as one page that opens from disk."""
     from factory.page import render
 
-    return render("diff.html", diff=diff, tables=tables(diff), seeds=seeds_told(diff))
+    return render("diff.html", diff=diff, tables=tables(diff), heading=heading, seeds=seeds_told(diff))
 
 
 def write(diff: Diff, form: str, out: Path | None) -> None:
