@@ -1,11 +1,12 @@
-"""What a reviewer waits for: the first row of a preview, the next one after a save, a diff of two versions.
+"""What a reviewer waits for: a first row, the next one after a save, a diff of two versions, lint of fifty experts.
 
     python benchmarks/review.py
 
-Each figure is of the real command in a process of its own, the median of five. Lint: benchmarks/lint_fifty.py.
+Each figure is of the real command in a process of its own, the median of five.
 """
 
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -29,6 +30,8 @@ from factory.tokens import counter
 
 ROOT = Path(__file__).parents[1]
 RUNS, ROWS = 5, 10_000
+REAL = ("product", "medical", "legal")
+EXPERTS, SEEDS = 50, 200
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 Measured = tuple[float, float]  # wall and CPU seconds
 
@@ -143,6 +146,31 @@ def commit(home: Home, expert: str) -> None:
         subprocess.run(["git", *words], cwd=home.root, check=True)
 
 
+def fifty(root: Path) -> None:
+    """A checkout at `root` with EXPERTS experts of SEEDS seeds, and the pocket base's tokenizer."""
+    shutil.copytree(ROOT / "profiles", root / "profiles")
+    pocket = root / "models" / "pocket"
+    shutil.copytree(ROOT / "models" / "pocket", pocket, ignore=shutil.ignore_patterns("*.md", "topics"))
+    for folder in ("templates", "seeds"):
+        (root / folder).mkdir()
+    shutil.copy(ROOT / "seeds" / "general.jsonl", root / "seeds")
+    names = [f"e{i:02}{REAL[i % 3]}" for i in range(EXPERTS)]
+    params = "experts: [" + ", ".join(names) + "]\nprofile: pocket\nteacher: {kind: phrases}\n"
+    (root / "params.yaml").write_text(params)
+    for name in names:
+        real = name[3:]
+        text = (ROOT / "templates" / f"{real}.yaml").read_text(encoding="utf-8")
+        (root / "templates" / f"{name}.yaml").write_text(text.replace(f"expert: {real}", f"expert: {name}", 1))
+        (root / "seeds" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, seeds(real, name))) + "\n")
+
+
+def seeds(real: str, name: str) -> list[dict[str, object]]:
+    """SEEDS of the real seeds, evenly over all answers, under ids of their own."""
+    entries = [json.loads(line) for line in (ROOT / "seeds" / f"{real}.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = [entries[i * len(entries) // SEEDS] for i in range(SEEDS)]
+    return [{**entry, "id": entry["id"].replace(real, name)} for entry in chosen]
+
+
 def main() -> None:
     table = Table("what a reviewer waits for", "wall, s", "CPU, s", "limit, s")
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +188,10 @@ def main() -> None:
         for form in ("terminal", "markdown", "html"):
             told = [whole(home, "diff", "product", "--format", form) for _ in range(RUNS)]
             what.append((f"dmoe diff, {ROWS:,} rows each: {form}", told, "3"))
+    with tempfile.TemporaryDirectory() as folder:
+        fifty(Path(folder))
+        linted = [whole(Home(Path(folder)), "lint") for _ in range(RUNS)]
+        what.append((f"dmoe lint, {EXPERTS} experts, {SEEDS} seeds each", linted, "2"))
     for name, measured, limit in what:
         walls, used = zip(*measured, strict=True)
         table.add_row(name, f"{median(walls):.2f}", f"{median(used):.2f}", limit)
