@@ -6,10 +6,10 @@ not asked. Rows are paired by seed and sample, so an edited form is a row change
 
 import configparser
 import hashlib
+import io
 import re
 import subprocess
 from collections import Counter as Tally
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -433,8 +433,11 @@ def write(diff: Diff, form: str, out: Path | None) -> None:
     from rich.console import Console
 
     if form == "terminal":
-        with out.open("w", encoding="utf-8") if out else nullcontext(sys.stdout) as file:
-            told_in_terminal(diff, Console(file=file, width=None if file.isatty() else 110, highlight=False))
+        told = io.StringIO()
+        width = None if sys.stdout.isatty() and not out else 110
+        told_in_terminal(diff, Console(file=told if out else sys.stdout, width=width, highlight=False))
+        if out:
+            write_text(out, told.getvalue())
         return
     text = markdown(diff) if form == "markdown" else html(diff)
     if out:

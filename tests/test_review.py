@@ -224,7 +224,7 @@ def test_a_reviewers_hour(page, desk, tmp_path):
     expect(page.locator("#problems")).to_have_text("1 error")
     page.locator("#problems").click()
     expect(page.locator("#dialog")).to_contain_text("version: input should be a valid integer")
-    page.get_by_role("button", name="template line 4").click()
+    page.get_by_role("button", name="template line 5").click()
     page.keyboard.press("End")
     page.keyboard.press("Backspace")
     expect(page.locator("#state")).to_have_text("saved")
