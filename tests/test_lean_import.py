@@ -22,7 +22,7 @@ def command(*words):
     return f"from factory.cli import app\nsys.argv = {['dmoe', *words]}\n{call}"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["lint"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["lint"], ["preview", "product"]], ids=" ".join)
 def test_the_command_line_loads_no_heavy_package(words, checkout):
     assert loaded(command(*words), checkout.root) == "[]"
 
@@ -38,6 +38,8 @@ STAGES = (
     "factory.publish",
     "factory.generate",
     "factory.replies",
+    "factory.preview",
+    "factory.diff",
 )
 
 
