@@ -10,11 +10,17 @@ fit a word: one AND and one population count, about a nanosecond a pair, set mos
 that are left. So a pair is never lost, and rapidfuzz alone says how alike the survivors are. Bits are chosen anew for
 each band of lengths: those that split it most evenly. Long texts (300 characters and more) are hardly told apart by
 their characters; there and wherever most pairs survive, whole blocks are compared directly.
+
+Numpy and rapidfuzz hold Python's lock, so this keeps one core busy. With numba (the `data` extra) many texts are
+tested by fused.py instead, on all cores: the same words, then how many characters of survivors have no partner.
 """
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +31,9 @@ Array = NDArray[Any]
 Space = tuple[Array, Array]  # a tile's words and its counts, used again for each tile
 KINDS = 40  # the most frequent characters are counted each, all others together
 WORDS = 4  # of 64 bits each
+LOTS = 20_000  # texts for which loading numba pays
 TILE = (32, 4096)  # pairs that are tested at a time: a megabyte of words
+FUSED = (256, 1 << 14)  # the same for numba: two words of a tile's columns fit the second-level cache
 BAND = 1.08  # longest by shortest text for which the same bits are used
 SAMPLE = 512  # texts of a band by which its bits are chosen
 SPARSE = 50  # one survivor in so many pairs is few enough to pick them out
@@ -35,11 +43,16 @@ BATCH = 1 << 18  # survivors that are compared at a time
 
 
 class Texts(NamedTuple):
-    """Texts, their lengths, and how often each kind of character stands in each, at most 255: uint8 [KINDS, texts]."""
+    """Texts, their lengths, and how often each kind of character stands in each, at most 255: uint8 [KINDS, texts].
+
+    `kinds` are those of all characters, one text after the other: text i's are at starts[i] to starts[i + 1].
+    """
 
     texts: Array
     lengths: Array
     counts: Array
+    kinds: Array
+    starts: Array
 
 
 class Pairs(NamedTuple):
@@ -53,15 +66,20 @@ class Pairs(NamedTuple):
 def read(texts: list[str]) -> Texts:
     """Counts the characters of `texts`."""
     counts = np.empty((KINDS, len(texts)), np.uint8)
+    lengths = np.array([len(text) for text in texts], np.int64)
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    all_kinds = np.empty(starts[-1], np.uint8)
     kinds = None
     for start in range(0, len(texts), 1 << 15):
         part = texts[start : start + (1 << 15)]
         codes = np.frombuffer("".join(part).encode("utf-32-le", "surrogatepass"), np.uint32)
         kinds = _kinds(codes) if kinds is None else kinds
-        places = np.repeat(np.arange(len(part)) * KINDS, [len(text) for text in part]) + kinds[codes]
+        own = kinds[codes]
+        all_kinds[starts[start] : starts[start] + len(own)] = own
+        places = np.repeat(np.arange(len(part)) * KINDS, lengths[start : start + len(part)]) + own
         found = np.bincount(places, minlength=len(part) * KINDS).reshape(len(part), KINDS)
         counts[:, start : start + len(part)] = np.minimum(found, 255).T
-    return Texts(np.array(texts, object), np.array([len(text) for text in texts], np.int64), counts)
+    return Texts(np.array(texts, object), lengths, counts, all_kinds, starts)
 
 
 def _kinds(codes: Array) -> Array:
@@ -85,7 +103,9 @@ def pairs(texts: Texts, left: Array, right: Array | None, cutoff: float) -> Pair
         work = [(left[band], right, False) for band in _bands(texts.lengths[left])]
         work += [(right[band], left, True) for band in _bands(texts.lengths[right])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda job: _Band(texts, cutoff, *job).pairs(right is None), work))
+        bands = list(pool.map(lambda job: _Band(texts, cutoff, *job), work))
+        jobs = [(band, *job) for band in bands for job in band.jobs()]
+        found = list(pool.map(lambda job: job[0].pairs(*job[1:], right is None), jobs))
     return Pairs(*(np.concatenate(part) for part in zip(_NONE, *found, strict=True)))
 
 
@@ -114,50 +134,51 @@ class _Band:
         stop = np.searchsorted(lengths, high, side="right" if equal else "left")
         self.texts, self.longer, self.shorter, self.cutoff = texts, longer, shorter[start:stop], cutoff
         self.equal, self.lengths = equal, lengths[start:stop]
-        self.found: list[Pairs] = []
-        self.waiting: list[tuple[Array, Array]] = []
-        self.count = 0
-
-    def pairs(self, within: bool) -> Pairs:
-        """The pairs that are alike; of a text with itself and of a pair's two directions none, if `within`."""
         if len(self.shorter):
-            bits = _bits(self.texts, np.concatenate((self.longer, self.shorter)))
-            lacking, having = ~_words(self.texts, self.longer, bits), _words(self.texts, self.shorter, bits)
-            lengths = self.texts.lengths[self.longer]
-            marks = np.concatenate(([0], np.flatnonzero(np.diff(lengths)) + 1, [len(lengths)]))
-            space = np.empty(TILE[0] * TILE[1], np.uint64), np.empty(TILE[0] * TILE[1], np.uint8)
-            for start, stop in zip(marks[:-1], marks[1:], strict=True):
-                self._length(int(lengths[start]), int(start), int(stop), lacking, having, space, within)
-        self._compare()
-        return Pairs(*(np.concatenate(part) for part in zip(_NONE, *self.found, strict=True)))
+            bits = _bits(texts, np.concatenate((longer, self.shorter)))
+            self.lacking, self.having = ~_words(texts, longer, bits), _words(texts, self.shorter, bits)
 
-    def _length(
-        self, length: int, start: int, stop: int, lacking: Array, having: Array, space: Space, within: bool
-    ) -> None:
-        """The texts start to stop of `longer`, all of one length, against all that are short enough."""
+    def jobs(self) -> list[tuple[int, int]]:
+        """Runs of `longer` of one length: start, stop."""
+        lengths = self.texts.lengths[self.longer]
+        marks = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+        return list(pairwise(marks)) if len(self.shorter) else []
+
+    def pairs(self, start: int, stop: int, within: bool) -> Pairs:
+        """The pairs of the texts start to stop of `longer`, all of one length, with all that are short enough.
+
+        Of a text with itself and of a pair's two directions none, if `within`.
+        """
+        length = int(self.texts.lengths[self.longer[start]])
         first = int(np.searchsorted(self.lengths, length * self.cutoff / (200 - self.cutoff) - 1e-6))
         last = int(np.searchsorted(self.lengths, length, side="right" if self.equal else "left"))
         # 1e-6 is more than all rounding: an edit that is just allowed must not be lost
         edits = np.floor((1 - self.cutoff / 100) * (length + self.lengths[first:last]) + 1e-6).astype(np.int64)
         allowed = ((edits - length + self.lengths[first:last]) // 2).clip(0, 255).astype(np.uint8)
-        for x in range(start, stop, TILE[0]):
-            rows = slice(x, min(stop, x + TILE[0]))
-            for y in range(first, last, TILE[1]):
-                columns = slice(y, min(last, y + TILE[1]))
-                few = allowed[y - first : columns.stop - first]
-                found = _survivors(lacking[:, rows], having[:, columns], few, space)
+        fused = _fused(len(self.texts.texts))
+        height, width = FUSED if fused else TILE
+        space = np.empty(height * width, np.uint64), np.empty(height * width, np.uint8)
+        found: list[Pairs] = []
+        waiting: list[tuple[Array, Array]] = []
+        for x in range(start, stop, height):
+            rows = slice(x, min(stop, x + height))
+            for y in range(first, last, width):
+                columns = slice(y, min(last, y + width))
+                tile = self.lacking[:, rows], self.having[:, columns], allowed[y - first : columns.stop - first], space
+                near = fused.survivors(*tile, DENSE) if fused else _survivors(*tile)
                 a, b = self.longer[rows], self.shorter[columns]
-                if found is None:
+                if near is None:
                     i, j, scores = self._whole(a, b)
                     keep = self._once(i, j) if within else slice(None)
-                    self.found.append(Pairs(i[keep], j[keep], scores[keep]))
-                elif len(found[0]):
-                    i, j = a[found[0]], b[found[1]]
+                    found.append(Pairs(i[keep], j[keep], scores[keep]))
+                elif len(near[0]):
+                    i, j = a[near[0]], b[near[1]]
                     keep = self._once(i, j) if within else slice(None)
-                    self.waiting.append((i[keep], j[keep]))
-                    self.count += len(i)
-            if self.count > BATCH:
-                self._compare()
+                    waiting.append((i[keep], j[keep]))
+            if sum(len(i) for i, _ in waiting) > BATCH:
+                found.append(self._compare(waiting, fused))
+                waiting = []
+        return Pairs(*(np.concatenate(part) for part in zip(_NONE, *found, self._compare(waiting, fused), strict=True)))
 
     def _once(self, i: Array, j: Array) -> Array:
         kept: Array = (self.texts.lengths[i] > self.texts.lengths[j]) | (i < j)
@@ -170,23 +191,47 @@ class _Band:
         i, j = np.nonzero(scores >= self.cutoff)
         return Pairs(a[i], b[j], scores[i, j])
 
-    def _compare(self) -> None:
+    def _compare(self, waiting: list[tuple[Array, Array]], fused: ModuleType | None) -> Pairs:
         """Asks rapidfuzz about the survivors: those of one text at once, if they are many, which is twice as fast."""
-        if not self.waiting:
-            return
-        i, j = (np.concatenate(side) for side in zip(*self.waiting, strict=True))
-        self.waiting, self.count = [], 0
+        if not waiting:
+            return _NONE
+        i, j = (np.concatenate(side) for side in zip(*waiting, strict=True))
+        if fused:
+            reach = self._reach(fused, i, j)
+            i, j = i[reach], j[reach]
         order = np.argsort(i, kind="stable")
         i, j = i[order], j[order]
         marks = np.concatenate(([0], np.flatnonzero(np.diff(i)) + 1, [len(i)]))
         many = np.diff(marks) >= MANY
-        for start, stop in zip(marks[:-1][many], marks[1:][many], strict=True):
-            self.found.append(self._whole(i[start : start + 1], j[start:stop]))
+        ends = zip(marks[:-1][many], marks[1:][many], strict=True)
+        found = [self._whole(i[start : start + 1], j[start:stop]) for start, stop in ends]
         rest = ~np.repeat(many, np.diff(marks))
         a, b = self.texts.texts[i[rest]], self.texts.texts[j[rest]]
         scores = process.cpdist(a, b, scorer=fuzz.ratio, score_cutoff=self.cutoff, dtype=np.float32)
         alike = scores >= self.cutoff
-        self.found.append(Pairs(i[rest][alike], j[rest][alike], scores[alike]))
+        found.append(Pairs(i[rest][alike], j[rest][alike], scores[alike]))
+        return Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+    def _reach(self, fused: ModuleType, i: Array, j: Array) -> Array:
+        """Whether each pair can reach the cutoff; rare characters pass for one kind, so a few more can."""
+        both = self.texts.lengths[i] + self.texts.lengths[j]
+        edits = both - 2 * fused.common(self.texts.kinds, self.texts.starts, i, j)
+        reach: Array = edits <= (1 - self.cutoff / 100) * both + 1e-6
+        return reach
+
+
+@cache
+def _load() -> ModuleType | None:
+    try:
+        from factory import fused
+    except ImportError:  # numba is not there
+        return None
+    return fused
+
+
+def _fused(count: int) -> ModuleType | None:
+    """What numba has compiled, if there are texts enough and numba is there."""
+    return _load() if count > LOTS else None
 
 
 def _bits(texts: Texts, band: Array) -> list[tuple[int, int]]:
@@ -202,6 +247,10 @@ def _words(texts: Texts, numbers: Array, bits: list[tuple[int, int]]) -> Array:
     """The bits of each text, uint64 [WORDS, texts]; there may be fewer bits than fit."""
     words = np.zeros((WORDS, len(numbers)), np.uint64)
     counts = texts.counts[:, numbers]
+    if fused := _fused(len(texts.texts)):
+        kinds, least = np.array(bits).T.copy()
+        fused.words(counts, kinds, least, words)
+        return words
     for place, (kind, least) in enumerate(bits):
         words[place // 64] |= (counts[kind] >= least).astype(np.uint64) << np.uint64(place % 64)
     return words

@@ -33,7 +33,7 @@ def known(home: Home, expert: str) -> Known:
     """Reads what `dmoe build` left.
 
     Raises:
-        UserError: a table is missing, or the template's threshold is no longer the one of the build.
+        UserError: a table is missing, or at the template's threshold other rows fall than fell in the build.
     """
     threshold, made_by = read_template(home.template(expert)).declaration.dedup.instruction, f"dmoe build {expert}"
     candidates = read_rows(home.dataset(expert, "candidates.parquet"), CANDIDATES, f"dmoe generate {expert}")
@@ -43,7 +43,12 @@ def known(home: Home, expert: str) -> Known:
     items = [item_of(c) for c in candidates if c["row_id"] in clean]
     place = {item.row_id: i for i, item in enumerate(items)}
     left, right = (np.array([place[row[side]] for row in rows], np.int64) for side in ("row_id", "like"))
-    return Known(items, Pairs(left, right, np.array([row["score"] for row in rows])), threshold, floor(threshold))
+    pairs = Pairs(left, right, np.array([row["score"] for row in rows]))
+    if set(fall(items, pairs, threshold)) != {v["row_id"] for v in verdicts if v["like"]}:
+        raise UserError(
+            f"{home.template(expert)}: dedup.instruction: {threshold} is new since the build\n  run: {made_by}"
+        )
+    return Known(items, pairs, threshold, floor(threshold))
 
 
 def table(found: Known) -> list[tuple[Any, ...]]:

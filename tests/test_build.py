@@ -180,6 +180,15 @@ def test_another_threshold_tells_which_rows_fall_and_come_back_and_like_which(ma
         changed(found, 79)
 
 
+def test_a_threshold_edited_since_the_build_is_told(made, tmp_path):
+    home = Home(shutil.copytree(made.homes[1].root, tmp_path / "edited"))
+    text = home.template(made.expert).read_text()
+    assert "instruction: 90" in text
+    home.template(made.expert).write_text(text.replace("instruction: 90", "instruction: 70"))
+    with pytest.raises(UserError, match="dedup.instruction: 70 is new since the build\n  run: dmoe build"):
+        known(home, made.expert)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_equal_inputs_give_equal_bytes(made, name):
     first, second = (home.dataset(made.expert, name).read_bytes() for home in made.homes)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz, process
+from rapidfuzz.distance import LCSseq
 from rapidfuzz.utils import default_process
 
 from factory import blocking, dedup
@@ -240,3 +241,48 @@ def test_an_index_that_allows_one_edit_less_loses_pairs(monkeypatch):
     assert len(blocking.pairs(blocking.read(texts), np.arange(3), None, 95).left) == 1
     monkeypatch.setattr(blocking, "_survivors", stricter)
     assert len(blocking.pairs(blocking.read(texts), np.arange(3), None, 95).left) == 0
+
+
+# -- with numba ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """What numba compiled, used for the fewest texts."""
+    pytest.importorskip("numba", reason="numba is not installed: pip install '.[data]'")
+    monkeypatch.setattr(blocking, "LOTS", 0)
+    assert blocking._fused(1) is not None
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY, st.integers(50, 100))
+def test_numba_finds_the_pairs_of_a_comparison_of_all(fused, texts, cutoff):
+    everything = range(len(texts))
+    found = blocking.pairs(blocking.read(texts), np.arange(len(texts)), None, cutoff)
+    assert _as_dict(found) == _brute(texts, everything, everything, cutoff)
+
+
+@pytest.mark.parametrize("threshold", range(50, 101))
+def test_numba_loses_no_pair_at_the_threshold(fused, threshold):
+    test_a_pair_that_just_reaches_the_threshold_is_not_lost_by_rounding(threshold)
+
+
+def test_numba_finds_in_many_texts_what_numpy_finds(fused, monkeypatch):
+    """Enough texts for whole steps of columns and for what is left of them."""
+    rng = np.random.default_rng(1)
+    texts = ["".join(rng.choice(list("abcdefgh "), size)) for size in rng.integers(30, 140, 300)]
+    texts += [text[:k] + "z" + text[k + n :] for text in texts for k, n in ((3, 0), (9, 4), (20, 9))]
+    numbers = blocking.read(texts)
+    by_numba = _as_dict(blocking.pairs(numbers, np.arange(len(texts)), None, 90))
+    monkeypatch.setattr(blocking, "LOTS", len(texts))
+    assert by_numba == _as_dict(blocking.pairs(numbers, np.arange(len(texts)), None, 90)) and len(by_numba) > 300
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 128, 200])
+def test_the_common_characters_that_numba_counts_are_those_of_rapidfuzz(fused, size):
+    rng = np.random.default_rng(size)
+    texts = ["".join(rng.choice(list("abcd"), n)) for n in (size, 70, 3, 130, size)]
+    read, i = blocking.read(texts), np.arange(5)
+    for j in range(5):
+        found = blocking._load().common(read.kinds, read.starts, i, np.full(5, j))
+        assert found.tolist() == [LCSseq.similarity(text, texts[j]) for text in texts]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "vllm", "pandas", "duckdb", "openai", "aiohttp")
+HEAVY = ("torch", "transformers", "datasets", "numba", "peft", "trl", "vllm", "pandas", "duckdb", "openai", "aiohttp")
 TOLD = f"print([name for name in {HEAVY} if sys.modules.get(name)])"
 
 
