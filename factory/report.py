@@ -82,12 +82,7 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "shown": [_marked(row, template) for row in misses[:MISSES] + scored[len(misses) :][:OTHERS]],
         "reasons": {row["reason"]: row for row in ask(REASON_SQL)},
         "dropped": _by(ask(DROPPED_SQL), "reason"),
-        "lengths": _by(
-            ask(
-                "SELECT arm, tokens FROM scores WHERE expert = $expert AND panel = 'claim' AND arm <> 'told' ORDER BY arm DESC"
-            ),
-            "arm",
-        ),
+        "lengths": _by(ask(LENGTHS_SQL), "arm"),
         "tokens": [row["tokens"] for row in ask(TOKENS_SQL)],
         "likeness": likeness(rows),
         "fallen": [row["score"] for row in fallen],
@@ -231,6 +226,10 @@ SELECT reason, v.row_id, c.seed_id, c.answer, c.instruction, c.output, v.detail,
 FROM (SELECT *, unnest(reasons) AS reason FROM verdicts WHERE expert = $expert) v
 JOIN candidates c ON c.row_id = v.row_id LEFT JOIN candidates k ON k.row_id = v."like"
 QUALIFY row_number() OVER (PARTITION BY reason ORDER BY v.row_id) <= {SAMPLES} ORDER BY reason, v.row_id
+"""
+LENGTHS_SQL = """
+SELECT arm, tokens FROM scores
+WHERE expert = $expert AND panel = 'claim' AND arm IN ('base', 'expert') ORDER BY arm DESC
 """
 TOKENS_SQL = "SELECT tokens FROM verdicts WHERE expert = $expert AND verdict = 'keep' ORDER BY tokens"
 CLUSTER_SQL = f"""

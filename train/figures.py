@@ -118,11 +118,12 @@ def recommended_scale(doses: dict[float, list[Row]]) -> float:
     """
     merit = {scale: _merit(rows) for scale, rows in doses.items() if scale > 0}
     best = max(merit.values())
-    return min((scale for scale in merit if merit[scale] > best - AS_GOOD), key=lambda s: (abs(s - TRAINED_SCALE), s))
+    as_good = [scale for scale in merit if merit[scale] > best - AS_GOOD]
+    return min(as_good, key=lambda scale: (abs(scale - TRAINED_SCALE), scale))
 
 
 def _merit(rows: list[Row]) -> float:
-    return statistics.mean((row["mention"] + row["right"] + row["in_form"]) / 3 for row in rows)
+    return statistics.fmean((row["mention"] + row["right"] + row["in_form"]) / 3 for row in rows)
 
 
 def lexical_ceiling(training: list[Row], questions: list[Row]) -> float:

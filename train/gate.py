@@ -26,10 +26,9 @@ def gate(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         lines = [
             f"{name} {found[name]['low']:.3f} at the lower end, {found[name]['wanted']:g} wanted" for name in missed
         ]
-        raise UserError(
-            f"{expert}: gate missed: {'; '.join(lines)}\n  then look at the replies: dmoe query "
-            f"\"SELECT instruction, reply FROM scores WHERE expert = '{expert}' AND panel = 'claim' AND arm = 'expert' AND NOT mention\""
-        )
+        sql = f"SELECT * FROM scores WHERE expert = '{expert}' AND panel = 'claim' AND arm = 'expert' AND NOT mention"
+        look = f'dmoe query "{sql}", or dmoe query robustness'
+        raise UserError(f"{expert}: gate missed: {'; '.join(lines)}\n  then look at the replies: {look}")
     write_json(home.expert(expert, "gate.json"), found)
     return found
 

@@ -1,4 +1,4 @@
-"""How the held-out questions are put when an expert is scored: alone, to a base that is told, and in eight harder ways."""
+"""How a held-out question is put when an expert is scored: alone, to a base that is told, and in eight harder ways."""
 
 import random
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Stage score: what the claim is worth, measured on the shipped GGUF in llama.cpp.
 
 Reads datasets/<expert>/holdout.parquet, experts/<expert>/adapter.gguf, the base's GGUF, seeds/general.jsonl and the
-template; writes into experts/<expert>/ scores.parquet (every reply), claim.json (the claim's numbers), plots/ and, last,
-eval.json (all figures). Run: dmoe score <expert>
+template; writes into experts/<expert>/ scores.parquet (every reply), claim.json (the claim's numbers), plots/ and,
+last, eval.json (all figures). Run: dmoe score <expert>
 """
 
 import csv
@@ -119,7 +119,7 @@ def doses(questions: list[Row]) -> list[Case]:
 def panels(
     template: Template, questions: list[Row], general: list[Row], scale: float, follows: int, thinks: bool
 ) -> list[Case]:
-    """All but the dose: what is asked of the expert, of the base, and (`follows` questions) of the base that is told."""
+    """All but the dose: what is asked of the expert, the base, and (`follows` questions) the base that is told."""
     shared, few = spread(questions, BASE_QUESTIONS), spread(questions, ROBUST_QUESTIONS)
     cases = []
     for panel, own, options in (("claim", questions, _greedy), ("sampled", shared, _sampled)):
