@@ -94,7 +94,7 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("view", "count"), [("candidates", 4), ("verdicts", 3), ("pairs", 1), ("rows", 2), ("seeds", 3), ("scores", 2)]
+    ("view", "count"), [("candidates", 4), ("verdicts", 3), ("pairs", 1), ("rows", 2), ("seeds", 3), ("scores", 5)]
 )
 def test_each_view_holds_the_rows_of_all_experts(small, view, count):
     assert query(small, f"SELECT count(*) AS n FROM {view}") == (["n"], [(count,)])
