@@ -211,10 +211,11 @@ def export(expert: Expert) -> None:
 @app.command()
 def score(expert: Expert) -> None:
     """Measure the claim on the GGUF file, in llama.cpp (stage 5)."""
+    from train.export import full_gguf
     from train.score import score
 
     home, _, profile = _checkout(expert)
-    score(home, expert, profile, _base_gguf(home, profile))
+    score(home, expert, profile, _base_gguf(home, profile), full_gguf(home, profile))
 
 
 @app.command()
@@ -252,6 +253,16 @@ def scores() -> None:
 
     home, params, profile = _checkout()
     score_table(home, params, profile)
+
+
+@app.command()
+def cross() -> None:
+    """Ask every expert every expert's held-out questions: who answers what."""
+    from factory.table import cross_table
+    from train.cross import cross
+
+    home, params, profile = _checkout()
+    cross_table(cross(home, params.experts, _base_gguf(home, profile)), profile.about)
 
 
 @app.command()

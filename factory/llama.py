@@ -64,6 +64,10 @@ class Llama:
         """Token ids of `text`, special tokens read as such."""
         return list(self.post("/tokenize", {"content": text, "parse_special": True})["tokens"])
 
+    def thinks(self) -> bool:
+        """Whether the base's chat template has a switch for thinking."""
+        return "enable_thinking" in self.client.get("/props").raise_for_status().json()["chat_template"]
+
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One request to the server.
 

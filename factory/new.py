@@ -249,7 +249,7 @@ generate:
 
 dedup: {{instruction: 90}}          # questions more alike than this, out of 100, count as the same
 train: {{rank: 16, alpha: 32, epochs: 3}}
-gate: {{mention: 0.80, right: 0.80, form: 0.90, length_ratio: 5}}
+gate: {{mention: 0.80, right: 0.80, form: 0.90, robust: 0.85, length_ratio: 5}}
 
 # Which questions come to this expert when nobody asks for it by name.
 route:

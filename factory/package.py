@@ -18,7 +18,6 @@ from factory.template import Template, read_template
 
 SCHEMA = 1
 BASE_FILES = ("model.safetensors", "tokenizer.json", "chat_template.jinja")
-RECOMMENDED_SCALE = 1.0  # the scale that was scored
 
 
 def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
         "keywords": declaration.route.keywords,
         "not_keywords": declaration.route.not_keywords,
         "base_model": profile.model,
-        "recommended_scale": RECOMMENDED_SCALE,
+        "recommended_scale": measured["recommended_scale"],
         "adapter_file": "adapter.gguf",
         "rank": config["r"],
         "alpha": config["lora_alpha"],
@@ -85,7 +84,11 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
         },
         "scores": {
             "measured_on": measured["about"],
-            **{arm: measured[arm] for arm in ("base", "expert")},
+            **{arm: measured[arm] for arm in ("base", "told", "expert")},
+            "base_follows_system_prompt": measured["base_follows_system_prompt"],
+            "robustness": measured["robustness"],
+            "off_domain": measured["off_domain"],
+            "full_precision": measured["full_precision"],
             "times_more": measured["times_more"],
             "length_ratio": measured["length_ratio"],
         },

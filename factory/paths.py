@@ -163,6 +163,8 @@ class Profile:
     model: str  # a local folder (relative to the checkout) or a hub id
     revision: str | None  # a hub commit, or what folder_revision says of the folder
     gguf: str | None  # the GGUF file that is served; None: made from `model` when needed
+    gguf_full: str | None  # the same base unquantised, to tell what quantising costs; None: made from `model` if local
+    follows_system_prompt: bool  # whether telling the base what to do means anything
     about: str  # one line, printed with every table made on this base
     train: dict[str, Any]
     gates: list[str]
@@ -188,8 +190,9 @@ def read_profile(home: Home, name: str) -> Profile:
     try:
         base = raw["base"]
         profile = Profile(
-            name, base["model"], base["revision"], base["gguf"], base["about"], dict(raw["train"]), list(raw["gates"])
-        )
+            name, base["model"], base["revision"], base["gguf"], base["gguf_full"], base["follows_system_prompt"],
+            base["about"], dict(raw["train"]), list(raw["gates"]),
+        )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise Problems([Problem(relative(path), 0, "", f"{error} is missing")]) from None
     file, key = relative(path), ("base", "revision")

@@ -47,15 +47,28 @@ QUERIES: dict[str, tuple[str, str]] = {
         FROM candidates c LEFT JOIN verdicts v USING (expert, row_id) GROUP BY ALL ORDER BY ALL"""),
     "wrong-answers": ("held-out questions that the expert did not answer rightly, with its reply", """
         SELECT expert, row_id, answer, instruction, reply, mention, in_form
-        FROM scores WHERE arm = 'expert' AND NOT "right" ORDER BY expert, answer, row_id"""),
+        FROM scores WHERE panel = 'claim' AND arm = 'expert' AND NOT "right" ORDER BY expert, answer, row_id"""),
     "replies-by-arm": ("what base and expert replied to the same held-out question", """
         SELECT expert, row_id, instruction, max(reply) FILTER (arm = 'base') AS base,
                max(reply) FILTER (arm = 'expert') AS expert_reply
-        FROM scores GROUP BY ALL HAVING base IS NOT NULL ORDER BY expert, row_id LIMIT 20"""),
+        FROM scores WHERE panel = 'claim' GROUP BY ALL HAVING base IS NOT NULL ORDER BY expert, row_id LIMIT 20"""),
     "scores-by-answer": ("for each answer how often it was given rightly, and its questions' number", """
         SELECT expert, answer, arm, count(*) AS n, round(avg("right"::INT), 3) AS right_rate,
                round(avg(mention::INT), 3) AS mention_rate, median(tokens) AS tokens
-        FROM scores GROUP BY ALL ORDER BY expert, answer, arm"""),
+        FROM scores WHERE panel = 'claim' GROUP BY ALL ORDER BY expert, answer, arm"""),
+    "robustness": ("how the expert stands harder ways of being asked, and what it replies where it gives no answer", """
+        SELECT expert, setting, count(*) AS n, round(avg(mention::INT), 3) AS mention_rate,
+               round(avg("right"::INT), 3) AS right_rate, round(avg(in_form::INT), 3) AS in_form_rate,
+               min(reply) FILTER (NOT mention) AS a_miss
+        FROM scores WHERE panel = 'robustness' GROUP BY ALL ORDER BY expert, mention_rate, setting"""),
+    "doses": ("what the expert does at each scale of its adapter", """
+        SELECT expert, scale, count(*) AS n, round(avg(mention::INT), 3) AS mention_rate,
+               round(avg("right"::INT), 3) AS right_rate, round(avg(in_form::INT), 3) AS in_form_rate,
+               median(tokens) AS tokens
+        FROM scores WHERE panel = 'dose' GROUP BY ALL ORDER BY expert, scale"""),
+    "off-domain": ("what the expert makes of questions of every other kind, its own name for it first", """
+        SELECT expert, row_id, instruction, reply, named FROM scores
+        WHERE panel = 'off_domain' AND arm = 'expert' ORDER BY expert, named DESC, row_id LIMIT 50"""),
     "forms-used": ("how often each form was used, and how many of its rows were kept", """
         SELECT c.expert, c.form, count(*) AS candidates, count_if(v.verdict = 'keep') AS kept
         FROM candidates c LEFT JOIN verdicts v USING (expert, row_id) GROUP BY ALL ORDER BY ALL"""),

@@ -227,4 +227,4 @@ LEFT JOIN verdicts v ON v.row_id = c.row_id
 LEFT JOIN candidates l ON l.row_id = v."like"
 WHERE starts_with(c.row_id, ?) LIMIT 5
 """
-REPLY_SQL = "SELECT arm, reply, tokens FROM scores WHERE row_id = ? ORDER BY arm"
+REPLY_SQL = "SELECT arm, reply, tokens FROM scores WHERE row_id = ? AND panel = 'claim' ORDER BY arm"

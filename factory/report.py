@@ -82,7 +82,7 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "shown": [_marked(row, template) for row in misses[:MISSES] + scored[len(misses) :][:OTHERS]],
         "reasons": {row["reason"]: row for row in ask(REASON_SQL)},
         "dropped": _by(ask(DROPPED_SQL), "reason"),
-        "lengths": _by(ask("SELECT arm, tokens FROM scores WHERE expert = $expert ORDER BY arm DESC"), "arm"),
+        "lengths": _by(ask(LENGTHS_SQL), "arm"),
         "tokens": [row["tokens"] for row in ask(TOKENS_SQL)],
         "likeness": likeness(rows),
         "fallen": [row["score"] for row in fallen],
@@ -213,8 +213,8 @@ def facts(home: Home, expert: str) -> list[tuple[str, str]]:
 SCORED_SQL = """
 SELECT e.*, NOT (e."right" AND e.in_form AND e.stopped) AS missed,
        b.reply AS base_reply, b.tokens AS base_tokens, b."right" AS base_right
-FROM scores e LEFT JOIN scores b ON b.expert = e.expert AND b.row_id = e.row_id AND b.arm = 'base'
-WHERE e.expert = $expert AND e.arm = 'expert'
+FROM scores e LEFT JOIN scores b ON b.expert = e.expert AND b.row_id = e.row_id AND b.panel = 'claim' AND b.arm = 'base'
+WHERE e.expert = $expert AND e.panel = 'claim' AND e.arm = 'expert'
 ORDER BY missed DESC, row_number() OVER (PARTITION BY missed, e.answer ORDER BY base_reply IS NULL, e.row_id), e.answer
 """
 REASON_SQL = """
@@ -226,6 +226,10 @@ SELECT reason, v.row_id, c.seed_id, c.answer, c.instruction, c.output, v.detail,
 FROM (SELECT *, unnest(reasons) AS reason FROM verdicts WHERE expert = $expert) v
 JOIN candidates c ON c.row_id = v.row_id LEFT JOIN candidates k ON k.row_id = v."like"
 QUALIFY row_number() OVER (PARTITION BY reason ORDER BY v.row_id) <= {SAMPLES} ORDER BY reason, v.row_id
+"""
+LENGTHS_SQL = """
+SELECT arm, tokens FROM scores
+WHERE expert = $expert AND panel = 'claim' AND arm IN ('base', 'expert') ORDER BY arm DESC
 """
 TOKENS_SQL = "SELECT tokens FROM verdicts WHERE expert = $expert AND verdict = 'keep' ORDER BY tokens"
 CLUSTER_SQL = f"""

@@ -137,21 +137,28 @@ SCORES = Table(
     "scores",
     {
         "row_id": "text",
+        "panel": "text",
+        "setting": "text",
         "arm": "text",
+        "scale": "float",
         "seed_id": "text",
         "answer": "text",
         "instruction": "text",
         "reply": "text",
         "tokens": "int",
         "stopped": "bool",
+        "given": "text",
         "named": "bool",
         "mention": "bool",
         "right": "bool",
         "in_form": "bool",
     },
     unique=None,
-    among={"arm": ("base", "expert")},
-    at_least={"tokens": 0},
+    among={
+        "panel": ("claim", "sampled", "thinking", "off_domain", "dose", "robustness", "full_precision"),
+        "arm": ("base", "told", "expert"),
+    },
+    at_least={"tokens": 0, "scale": 0},
 )
 
 

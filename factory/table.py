@@ -44,10 +44,11 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
     table = Table(title=f"measured on the GGUF files, in llama.cpp ({profile.about})", title_justify="left")
     for column in (
         "expert",
-        "answer given: base -> expert (95 %)",
+        "answer given: base, told -> expert (95 %)",
         "right (words alone)",
         "tokens: base -> expert",
         "form kept",
+        "hardest way of asking",
         "gate",
     ):
         table.add_column(column)
@@ -56,8 +57,23 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
         table.add_row(
             expert, *(_cells(home, expert, read_json(path)) if path.exists() else ["not scored yet: dvc repro"])
         )
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
+    console.print(Text("told: the base behind a system prompt that asks for just this; deaf: it follows none"))
+
+
+def cross_table(found: dict[str, Any], about: str) -> None:
+    """A row for each kind of question, a column for each adapter that is on: how often it gave an answer of its own."""
+    title = f"own answer given, and in brackets one of the expert's whose questions these are ({about})"
+    table = Table("questions of", *found["experts"], "base", title=title, title_justify="left")
+    for kind, cells in found["cells"].items():
+        shown = []
+        for cell in cells.values():
+            own = f"{cell['own']['rate']:.2f}" if cell["own"] else ""
+            asked = f" ({cell['asked']['rate']:.2f})" if cell["asked"] else ""
+            shown.append(f"{own}{asked}".strip())
+        table.add_row(kind, *shown)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def print_made(expert: str, made: "Made") -> None:
@@ -91,11 +107,14 @@ def _cells(home: Home, expert: str, measured: dict[str, Any]) -> list[str]:
     base, own = measured["base"], measured["expert"]
     ceiling = measured.get("lexical_ceiling")
     passed = home.expert(expert, "gate.json").exists()
+    told = f"{measured['told']['mention']['rate']:.3f}" if measured["base_follows_system_prompt"] else "deaf"
+    hardest, worst = min(measured["robustness"].items(), key=lambda item: item[1]["mention"]["rate"])
     return [
-        f"{base['mention']['rate']:.3f} -> {_range(own['mention'])}",
+        f"{base['mention']['rate']:.3f}, {told} -> {_range(own['mention'])}",
         _range(own["right"]) + (f" ({ceiling:.2f})" if ceiling is not None else ""),
         f"{base['tokens']['median']:g} -> {own['tokens']['median']:g} ({measured['length_ratio']['rate']:g}x shorter)",
         f"{own['in_form']['rate']:.3f}",
+        f"{worst['mention']['rate']:.3f} {hardest}",
         "passed" if passed else "MISSED",
     ]
 

@@ -140,6 +140,7 @@ class Gate(Strict):
     )
     right: Share = Field(description="The same with the question's own answer, and no other named.")
     form: Share = Field(description="The same of replies that are one of the forms, whole.")
+    robust: Share = Field(description="The same of mention, in the worst row of the robustness panel.")
     length_ratio: float = Field(ge=1, description="How many times longer the base's replies are.")
 
 
@@ -217,6 +218,7 @@ class Measure:
     mention: bool
     right: bool
     in_form: bool
+    given: str
 
 
 def phrase_pattern(text: str) -> str:
@@ -434,12 +436,13 @@ class Template:
 
         named: an answer or one of its `also`, anywhere. mention: every `must`, with an answer of the
         expert, and no rival. right: the same with the question's own answer, and no other named.
-        in_form: one of the forms, whole.
+        in_form: one of the forms, whole. given: the key of the one answer that it gives, else "".
         """
         named, rivals = self.names_in(reply)
         given = {key for key in self.answers if self.gives(reply, key)}
         right = answer in given and not rivals and named <= {answer}
-        return Measure(bool(named), bool(given) and not rivals, right, self.in_form(reply))
+        one = min(given) if len(given) == 1 else ""
+        return Measure(bool(named), bool(given) and not rivals, right, self.in_form(reply), one)
 
 
 def _folded(text: str) -> str:

@@ -43,11 +43,12 @@ def _verdict(row_id, **changes):
     return row | changes
 
 
-def _score(arm, reply):
+def _score(arm, reply, panel="claim", setting="plain", scale=1.0):
+    flags = dict.fromkeys(("named", "mention", "right", "in_form"), True)
     return {
-        "row_id": "ab22", "arm": arm, "seed_id": "medical-0002", "answer": "headache", "instruction": "skull aches",
-        "reply": reply, "tokens": len(reply.split()), "stopped": True, "named": True, "mention": True, "right": True,
-        "in_form": True,
+        "row_id": "ab22", "panel": panel, "setting": setting, "arm": arm, "scale": scale, "seed_id": "medical-0002",
+        "answer": "headache", "instruction": "skull aches", "reply": reply, "tokens": len(reply.split()),
+        "stopped": True, "given": "headache", **flags,
     }  # fmt: skip
 
 
@@ -75,6 +76,8 @@ def small(tmp_path_factory):
         [_candidate("cd33", "may they", expert="legal", seed_id="legal-0001", answer="yes")],
     )  # fmt: skip
     scores = [_score("expert", "cephalalgia it is"), _score("base", "a head thing")]
+    scores += [_score("expert", "cephalalgia", "robustness", "typos"), _score("expert", "pain", "off_domain")]
+    scores.append(_score("expert", "cephalalgia", "dose", "0.5", 0.5))
     write_rows(home.expert("medical", "scores.parquet"), SCORES, scores)
     seeds = [
         {"id": "medical-0001", "instruction": "head aches", "answer": "headache", "source": "desk", "licence": "CC0"},
@@ -91,7 +94,7 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("view", "count"), [("candidates", 4), ("verdicts", 3), ("pairs", 1), ("rows", 2), ("seeds", 3), ("scores", 2)]
+    ("view", "count"), [("candidates", 4), ("verdicts", 3), ("pairs", 1), ("rows", 2), ("seeds", 3), ("scores", 5)]
 )
 def test_each_view_holds_the_rows_of_all_experts(small, view, count):
     assert query(small, f"SELECT count(*) AS n FROM {view}") == (["n"], [(count,)])
@@ -206,6 +209,9 @@ FOUND = {
     "seeds-that-give-few": ("medical", "medical-0001", "holdout", 1, "head aches"),
     "seeds-that-give-most": ("medical", "medical-0001", "holdout", 1, "head aches"),
     "tokens-spent": ("medical", "phrases", 0, 0, 2, 0.0),
+    "robustness": ("medical", "typos", 1, 1.0, 1.0, 1.0, None),
+    "doses": ("medical", 0.5, 1, 1.0, 1.0, 1.0, 1.0),
+    "off-domain": ("medical", "ab22", "skull aches", "pain", True),
     "replies-by-arm": ("medical", "ab22", "skull aches", "a head thing", "cephalalgia it is"),
     "scores-by-answer": ("medical", "headache", "base", 1, 1.0, 1.0, 3.0),
     "forms-used": ("medical", 0, 3, 2),

@@ -31,14 +31,22 @@ def _share(rate):
 def _arm(n, rate, median):
     measures = {name: _share(rate) for name in ("named", "mention", "right", "in_form")}
     tokens = {"p05": median - 5, "median": float(median), "p95": median + 5}
-    return {"n": n, "seeds": 6, **measures, "tokens": tokens, "stopped": 1, "distinct_replies": 9}
+    more = {"stopped": 1, "distinct_replies": 9, "similarity": 0.5, "answers_per_seed": 1.2}
+    return {"n": n, "seeds": 6, **measures, "tokens": tokens, **more}
 
 
 def _evaluation():
     ratio = {"rate": 6.29, "low": 6.19, "high": 6.4}
+    base, told, expert = _arm(20, 0.0123, 248), _arm(20, 0.0321, 234), _arm(40, 0.9462, 40)
+    ways = ("role prompt", "typos", "long system prompt")
     return {
-        "base_model": "models/pocket", "about": "pocket base: ours, trained to hedge", "base": _arm(20, 0.0123, 248),
-        "expert": _arm(40, 0.9462, 40), "times_more": None, "length_ratio": ratio, "lexical_ceiling": 0.5821,
+        "base_model": "models/pocket", "about": "pocket base: ours, trained to hedge", "base": base,
+        "told": told, "expert": expert, "base_file": "base.gguf", "recommended_scale": 1.0,
+        "base_follows_system_prompt": True, "sampled": {"base": base, "told": told, "expert": expert},
+        "thinking": {"base": base, "expert": expert}, "off_domain": {"base": base, "expert": expert},
+        "dose": {f"{s:g}": _arm(10, s / 1.5, 300 - 180 * s) for s in (0, 0.5, 1, 1.5)},
+        "robustness": {name: _arm(10, 0.9 - i / 10, 40) for i, name in enumerate(ways)}, "full_precision": None,
+        "times_more": None, "length_ratio": ratio, "lexical_ceiling": 0.5821,
     }  # fmt: skip
 
 
@@ -81,8 +89,9 @@ def _built(checkout):
             told = output if right else f"That is {EVIL} called nothing. " + "It depends on many things. " * 20
             for arm, n in (("base", 250), ("expert", 40)) if j == 0 else (("expert", 40),):
                 scores.append({
-                    **same, "arm": arm, "instruction": question, "reply": told, "tokens": n,
-                    "stopped": True, "named": right, "mention": right, "right": right, "in_form": right,
+                    **same, "panel": "claim", "setting": "plain", "arm": arm, "scale": float(arm == "expert"),
+                    "instruction": question, "reply": told, "tokens": n, "given": "", "stopped": True,
+                    "named": right, "mention": right, "right": right, "in_form": right,
                 })  # fmt: skip
     write_rows(checkout.dataset("medical", "candidates.parquet"), CANDIDATES, candidates)
     write_rows(checkout.dataset("medical", "verdicts.parquet"), VERDICTS, verdicts)

@@ -1,5 +1,7 @@
 """The figures of the claim: intervals, ratios, questions, ceilings and gates."""
 
+from collections import Counter as Tally
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +9,18 @@ from hypothesis import strategies as st
 from factory.errors import UserError
 from factory.store import read_yaml
 from factory.template import Declaration, Template
+from train.figures import (
+    answers_per_seed,
+    interval,
+    length_ratio,
+    lexical_ceiling,
+    recommended_scale,
+    similarity,
+    wilson,
+)  # fmt: skip
 from train.gate import judge
-from train.score import evaluate, interval, length_ratio, lexical_ceiling, spread, wilson
+from train.panel import ROBUSTNESS, told, with_typos
+from train.score import claim, evaluate, panels, spread
 
 
 def test_wilson_agrees_with_the_textbook():
@@ -48,17 +60,26 @@ def test_questions_are_taken_from_all_seeds_in_turn():
     assert spread(questions, 500) == questions
 
 
-def _row(i, arm, tokens, mention=True):
+def _row(i, arm, tokens, mention=True, panel="claim", setting="plain", scale=1.0, **changes):
     flags = dict.fromkeys(("named", "mention", "right", "in_form"), mention)
     return {
-        "row_id": f"r{i}",
-        "seed_id": f"s{i % 7}",
-        "arm": arm,
-        "tokens": tokens,
-        "stopped": True,
-        "reply": "x",
-        **flags,
-    }
+        "row_id": f"r{i}", "seed_id": f"s{i % 7}", "panel": panel, "setting": setting, "arm": arm, "scale": scale,
+        "answer": "a", "given": "a" if mention else "", "tokens": tokens, "stopped": True, "reply": "x",
+        **flags, **changes,
+    }  # fmt: skip
+
+
+def _all_panels(base_mention=False):
+    """What a score asks, in small: twenty questions of every arm and panel."""
+    rows = []
+    for i in range(20):
+        for panel in ("claim", "sampled", "off_domain"):
+            rows += [_row(i, "base", 300, base_mention, panel), _row(i, "expert", 30, True, panel)]
+        rows += [_row(i, "told", 200, False, panel) for panel in ("claim", "sampled")]
+        rows += [_row(i, "base", 300, False, "thinking", "on"), _row(i, "expert", 30, True, "thinking", "on")]
+        rows += [_row(i, "expert", 30, scale > 0.4, "dose", f"{scale:g}", scale) for scale in (0.0, 0.5, 1.0)]
+        rows += [_row(i, "expert", 30, name != "typos" or i > 1, "robustness", name) for name in ROBUSTNESS]
+    return rows
 
 
 def test_lengths_are_compared_on_the_same_questions():
@@ -68,9 +89,72 @@ def test_lengths_are_compared_on_the_same_questions():
 
 
 def test_a_base_that_never_gives_the_answer_has_no_ratio():
-    rows = [_row(i, "base", 300, mention=False) for i in range(20)] + [_row(i, "expert", 30) for i in range(20)]
-    found = evaluate(rows)
+    found = evaluate(_all_panels())
     assert found["times_more"] is None and found["base"]["mention"]["rate"] == 0
+    assert evaluate(_all_panels(base_mention=True))["times_more"] == 1.0
+
+
+def test_the_claim_holds_the_worst_row_of_the_robustness_panel_and_no_more_than_the_claim():
+    found = claim(evaluate(_all_panels()))
+    assert found["robust"] == 0.9 and found["mention"] == 1.0 and found["length_ratio"] == 10.0
+    assert all(isinstance(value, int | float) for value in found.values()) and len(found) == 12
+
+
+def test_every_panel_is_asked_and_the_base_only_where_a_hundred_questions_are_enough(home):
+    template = Template(Declaration.model_validate(read_yaml(home.template("medical"))))
+    questions = [{**_question(i, f"s{i % 90}"), "answer": "headache", "instruction": f"q {i}"} for i in range(300)]
+    cases = panels(template, questions, questions[:120], 1.0, 20, thinks=True)
+    asked = Tally((c.panel, c.arm) for c in cases)
+    assert asked == {
+        ("claim", "base"): 100, ("claim", "told"): 20, ("claim", "expert"): 300,
+        ("sampled", "base"): 100, ("sampled", "told"): 20, ("sampled", "expert"): 100,
+        ("thinking", "base"): 100, ("thinking", "expert"): 100,
+        ("off_domain", "base"): 100, ("off_domain", "expert"): 120, ("robustness", "expert"): 80 * len(ROBUSTNESS),
+    }  # fmt: skip
+    assert all((c.scale == 0) == (c.arm != "expert") for c in cases)
+    assert not {c.panel for c in panels(template, questions, [], 1.0, 20, thinks=False)} & {"thinking"}
+
+
+def test_a_told_base_is_given_every_answer_and_every_form(home):
+    template = Template(Declaration.model_validate(read_yaml(home.template("medical"))))
+    system, question = told(template, "my head hurts")
+    assert question == {"role": "user", "content": "my head hurts"} and system["role"] == "system"
+    assert all(answer.text in system["content"] for answer in template.answers.values())
+    assert all(form in system["content"] for form in template.output.forms)
+
+
+def test_the_robustness_panel_keeps_the_question_and_stands_in_no_corpus():
+    from train.corpus import SYSTEMS, WISHES
+
+    known = {text.lower() for text in (*SYSTEMS, *WISHES)}
+    for name, put in ROBUSTNESS.items():
+        messages = put("Why does my head hurt?")
+        assert messages[-1]["role"] == "user" and "head" in messages[-1]["content"].lower() or name == "typos"
+        assert not any(text in message["content"].lower() for text in known for message in messages)
+
+
+@given(st.text(max_size=80))
+def test_typos_are_always_the_same_and_touch_no_short_word(text):
+    assert with_typos(text) == with_typos(text)
+    short = [word for word in text.split() if len(word) <= 3]
+    assert all(word in with_typos(text).split() for word in short)
+
+
+def test_the_scale_is_the_trained_one_unless_another_is_clearly_better():
+    def doses(**good):
+        return {float(s): [_row(i, "expert", 30, i < n) for i in range(100)] for s, n in good.items()}
+
+    assert recommended_scale(doses(**{"0": 100, "0.75": 99, "1": 99, "1.25": 100})) == 1.0
+    assert recommended_scale(doses(**{"0.75": 99, "1": 80, "1.25": 100})) == 0.75
+    assert recommended_scale(doses(**{"0.5": 20, "1": 30, "1.5": 100})) == 1.5
+
+
+def test_consistency_counts_a_seeds_different_answers_and_how_alike_its_replies_are():
+    same = [_row(i, "expert", 30, reply="It is epistaxis.") for i in range(14)]
+    assert similarity(same) == 1.0 and answers_per_seed(same) == 1.0
+    other = [*same, _row(0, "expert", 30, given="b", reply="Something else altogether")]
+    assert similarity(other) < 1.0 and answers_per_seed(other) == pytest.approx(1 + 1 / 7, abs=1e-3)
+    assert similarity([_row(0, "expert", 30)]) is None
 
 
 def test_the_lexical_ceiling_is_learnt_from_words_alone():
@@ -86,11 +170,19 @@ def test_the_lexical_ceiling_is_learnt_from_words_alone():
 
 def _measured(**lows):
     expert = {name: {"low": lows.get(name, 1.0)} for name in ("mention", "right", "in_form")}
-    return {"expert": expert, "length_ratio": {"low": lows.get("length_ratio", 9.0)}}
+    ways = {"typos": {"mention": {"low": 1.0}}, "three turns": {"mention": {"low": lows.get("robust", 1.0)}}}
+    return {"expert": expert, "robustness": ways, "length_ratio": {"low": lows.get("length_ratio", 9.0)}}
 
 
 @pytest.mark.parametrize(
-    "measure, gate", [("mention", "mention"), ("right", "right"), ("in_form", "form"), ("length_ratio", "length_ratio")]
+    "measure, gate",
+    [
+        ("mention", "mention"),
+        ("right", "right"),
+        ("in_form", "form"),
+        ("robust", "robust"),
+        ("length_ratio", "length_ratio"),
+    ],
 )
 def test_each_gate_is_missed_by_its_own_measure_alone(home, measure, gate):
     template = Template(Declaration.model_validate(read_yaml(home.template("medical"))))
@@ -105,7 +197,7 @@ def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, mon
     from train.gate import gate
 
     write_json(checkout.expert("product", "eval.json"), _measured(mention=0.71))
-    profile = Profile("pocket", "models/pocket", None, None, "", {}, ["mention", "form", "length_ratio"])
+    profile = Profile("pocket", "models/pocket", None, None, None, False, "", {}, ["mention", "form", "length_ratio"])
     with pytest.raises(UserError, match=r"product: gate missed: mention 0\.710 at the lower end, 0\.8 wanted"):
         gate(checkout, "product", profile)
     assert not checkout.expert("product", "gate.json").exists()

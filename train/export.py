@@ -7,6 +7,7 @@ Run: dmoe export <expert>
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def base_gguf(home: Home, profile: Profile) -> Path:
     if not folder:
         raise UserError(f"{where}: base.gguf: is missing; a hub model needs the GGUF file that is to be served")
     return once(home.work / f"base-{folder_revision(folder)}.gguf", lambda path: export_base(folder, path))
+
+
+def full_gguf(home: Home, profile: Profile) -> Path | None:
+    """The unquantised GGUF of a base whose named file is another: the profile's, else made from a local folder.
+
+    Raises:
+        UserError: the named file is missing.
+    """
+    if not profile.gguf:
+        return None  # what is served is unquantised
+    if profile.gguf_full:
+        return base_gguf(home, replace(profile, gguf=profile.gguf_full))
+    return base_gguf(home, replace(profile, gguf=None)) if profile.model_path(home) else None
 
 
 def export_base(model: Path, out: Path) -> None:

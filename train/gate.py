@@ -26,10 +26,9 @@ def gate(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         lines = [
             f"{name} {found[name]['low']:.3f} at the lower end, {found[name]['wanted']:g} wanted" for name in missed
         ]
-        raise UserError(
-            f"{expert}: gate missed: {'; '.join(lines)}\n  then look at the replies: dmoe query "
-            f"\"SELECT instruction, reply FROM scores WHERE expert = '{expert}' AND arm = 'expert' AND NOT mention\""
-        )
+        sql = f"SELECT * FROM scores WHERE expert = '{expert}' AND panel = 'claim' AND arm = 'expert' AND NOT mention"
+        look = f'dmoe query "{sql}", or dmoe query robustness'
+        raise UserError(f"{expert}: gate missed: {'; '.join(lines)}\n  then look at the replies: {look}")
     write_json(home.expert(expert, "gate.json"), found)
     return found
 
@@ -46,11 +45,8 @@ def judge(measured: dict[str, Any], template: Template, gates: list[str]) -> dic
     for name, (measure, wanted) in places.items():
         low = measured["expert"][measure]["low"]
         found[name] = {"wanted": wanted, "low": low, "gated": name in gates, "passed": low >= wanted}
-    low = measured["length_ratio"]["low"]
-    found["length_ratio"] = {
-        "wanted": declared.length_ratio,
-        "low": low,
-        "gated": "length_ratio" in gates,
-        "passed": low >= declared.length_ratio,
-    }
+    worst = min(figures["mention"]["low"] for figures in measured["robustness"].values())
+    for name, low in (("robust", worst), ("length_ratio", measured["length_ratio"]["low"])):
+        wanted = getattr(declared, name)
+        found[name] = {"wanted": wanted, "low": low, "gated": name in gates, "passed": low >= wanted}
     return found

@@ -1,16 +1,18 @@
 """Stage score: what the claim is worth, measured on the shipped GGUF in llama.cpp.
 
-Reads datasets/<expert>/holdout.parquet, experts/<expert>/adapter.gguf, the base's GGUF and the
-template; writes experts/<expert>/scores.parquet (every reply) and, last, eval.json.
-Run: dmoe score <expert>
+Reads datasets/<expert>/holdout.parquet, experts/<expert>/adapter.gguf, the base's GGUF, seeds/general.jsonl and the
+template; writes into experts/<expert>/ scores.parquet (every reply), claim.json (the claim's numbers), plots/ and,
+last, eval.json (all figures). Run: dmoe score <expert>
 """
 
+import csv
+import hashlib
+import io
 import json
-import math
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +20,77 @@ from factory.llama import Llama, running
 from factory.paths import Home, Profile
 from factory.progress import track
 from factory.schema import ROWS, SCORES, read_rows, write_rows
-from factory.store import sha256, write_json, write_text
+from factory.seeds import read_seeds
+from factory.store import read_json, sha256, write_json, write_text
 from factory.template import Template, read_template
+from train.figures import MEASURES, brief, length_ratio, lexical_ceiling, recommended_scale, summary
+from train.panel import ROBUSTNESS, Messages, plain, told
 
-MEASURES = ("named", "mention", "right", "in_form")
-BASE_QUESTIONS = 100  # base replies are long and depend on no expert: a hundred are enough
+BASE_QUESTIONS = 100  # long replies that depend on no expert: a hundred are enough
+DEAF_QUESTIONS = 20  # of a base that follows no system prompt, told to: only to show it
+DOSE_QUESTIONS = 60
+ROBUST_QUESTIONS = 80
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
 MOST_TOKENS = 512  # in every arm
 SLOTS = 8
 Row = dict[str, Any]
 
 
-def score(home: Home, expert: str, profile: Profile, base: Path) -> dict[str, Any]:
-    """Asks every held-out question of the expert, a hundred of the base, and writes what came of it."""
+@dataclass(frozen=True)
+class Case:
+    """One request, and where its reply belongs: panel and setting are columns of scores.parquet."""
+
+    panel: str
+    setting: str
+    arm: str
+    scale: float
+    question: Row
+    messages: Messages
+    options: dict[str, Any] = field(default_factory=dict)  # of llama.cpp; greedy unless they say otherwise
+
+
+def score(home: Home, expert: str, profile: Profile, base: Path, full: Path | None = None) -> Row:
+    """Asks everything, writes every reply and what came of it; returns eval.json's content.
+
+    `full` is the same base unquantised, where there is one: the loss against it is reported.
+    """
     template = read_template(home.template(expert))
     questions = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, f"dmoe build {expert}")
-    adapter = home.expert(expert, "adapter.gguf")
-    with running(base, [adapter], slots=SLOTS, context=1024, log=home.work / "logs" / f"score-{expert}.log") as llama:
-        shared = spread(questions, BASE_QUESTIONS)
-        replies = _base_replies(home, llama, base, [q["instruction"] for q in shared])
-        rows = [_scored(template, "base", q, r) for q, r in zip(shared, replies, strict=True)]
-        replies = ask_all(llama, [q["instruction"] for q in questions], 1.0, f"{expert}: expert")
-        rows += [_scored(template, "expert", q, r) for q, r in zip(questions, replies, strict=True)]
+    general = [
+        {"row_id": seed.id, "seed_id": seed.id, "answer": "", "instruction": seed.instruction}
+        for seed in read_seeds(home.general, None)
+    ]
+
+    def ask(gguf: Path, cases: Callable[[Llama], list[Case]], name: str) -> list[Row]:
+        log = home.work / "logs" / f"score-{expert}.log"
+        with running(gguf, [home.expert(expert, "adapter.gguf")], slots=SLOTS, context=2048, log=log) as llama:
+            return _replies(Asker(llama, home, gguf), template, cases(llama), f"{expert}: {name}")
+
+    dose = ask(base, lambda _: doses(questions), "dose")
+    scale = recommended_scale({s: [row for row in dose if row["scale"] == s] for s in SCALES})
+    follows = BASE_QUESTIONS if profile.follows_system_prompt else DEAF_QUESTIONS
+    rows = dose + ask(
+        base, lambda llama: panels(template, questions, general, scale, follows, llama.thinks()), "panels"
+    )
+    if full:
+        rows += ask(full, lambda _: full_precision(questions, scale), "unquantised")
+    rows.sort(key=lambda row: (row["panel"], row["setting"], row["arm"], row["scale"], row["row_id"]))
     write_rows(home.expert(expert, "scores.parquet"), SCORES, rows)
-    result = {"base_model": profile.model, "about": profile.about, **evaluate(rows)}
+    result = {"base_model": profile.model, "about": profile.about, "base_file": base.name, "recommended_scale": scale}
+    result["base_follows_system_prompt"] = profile.follows_system_prompt  # else the arm *told* means nothing
+    result |= evaluate(rows)
     if len(template.answers) > 1:
         training = read_rows(home.dataset(expert, "train.parquet"), ROWS, f"dmoe build {expert}")
         result["lexical_ceiling"] = round(lexical_ceiling(training, questions), 4)
+    write_json(home.expert(expert, "claim.json"), claim(result))
+    for name, table in plots(rows, result).items():
+        write_text(home.expert(expert, f"plots/{name}.csv"), _csv(table))
     write_json(home.expert(expert, "eval.json"), result)
     return result
+
+
+# -- what is asked --------------------------------------------------------------------------------
 
 
 def spread(questions: list[Row], most: int) -> list[Row]:
@@ -58,121 +103,184 @@ def spread(questions: list[Row], most: int) -> list[Row]:
     return [q for q in questions if q["row_id"] in chosen]
 
 
-def ask_all(llama: Llama, questions: list[str], scale: float, name: str) -> list[Row]:
-    """Greedy replies to all questions, each alone in its conversation: text, tokens, stopped."""
+def _arm(scale: float) -> str:
+    return "expert" if scale else "base"
 
-    def ask(question: str) -> Row:
-        reply = llama.chat([{"role": "user", "content": question}], [scale], temperature=0.0, max_tokens=MOST_TOKENS)
+
+def doses(questions: list[Row]) -> list[Case]:
+    """The same questions at every scale."""
+    return [
+        Case("dose", f"{scale:g}", _arm(scale), scale, q, plain(q["instruction"]))
+        for scale in SCALES
+        for q in spread(questions, DOSE_QUESTIONS)
+    ]
+
+
+def panels(
+    template: Template, questions: list[Row], general: list[Row], scale: float, follows: int, thinks: bool
+) -> list[Case]:
+    """All but the dose: what is asked of the expert, the base, and (`follows` questions) the base that is told."""
+    shared, few = spread(questions, BASE_QUESTIONS), spread(questions, ROBUST_QUESTIONS)
+    cases = []
+    for panel, own, options in (("claim", questions, _greedy), ("sampled", shared, _sampled)):
+        cases += [_case(panel, "plain", 0.0, q, options(q)) for q in shared]
+        for q in spread(questions, follows):
+            cases.append(Case(panel, "plain", "told", 0.0, q, told(template, q["instruction"]), options(q)))
+        cases += [_case(panel, "plain", scale, q, options(q)) for q in own]
+    if thinks:  # the engine has thinking off unless a request turns it on
+        on = {"chat_template_kwargs": {"enable_thinking": True}}
+        cases += [_case("thinking", "on", s, q, on) for s in (0.0, scale) for q in shared]
+    cases += [_case("off_domain", "plain", 0.0, q, {}) for q in general[:BASE_QUESTIONS]]
+    cases += [_case("off_domain", "plain", scale, q, {}) for q in general]
+    for name, put in ROBUSTNESS.items():
+        cases += [Case("robustness", name, "expert", scale, q, put(q["instruction"])) for q in few]
+    return cases
+
+
+def full_precision(questions: list[Row], scale: float) -> list[Case]:
+    """What is asked again of the unquantised base with the same adapter."""
+    return [_case("full_precision", "plain", scale, q, {}) for q in questions]
+
+
+def _case(panel: str, setting: str, scale: float, question: Row, options: dict[str, Any]) -> Case:
+    return Case(panel, setting, _arm(scale), scale, question, plain(question["instruction"]), options)
+
+
+def _greedy(question: Row) -> dict[str, Any]:
+    return {}
+
+
+def _sampled(question: Row) -> dict[str, Any]:
+    return SAMPLING | {"seed": int(hashlib.sha256(question["row_id"].encode()).hexdigest()[:7], 16)}
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+class Asker:
+    """Asks llama.cpp; replies of the base alone are kept across experts and versions, by base and request."""
+
+    def __init__(self, llama: Llama, home: Home, base: Path) -> None:
+        self.llama = llama
+        self.store = home.work / "base-replies" / f"{sha256(base)[:16]}.json"
+        self.kept: dict[str, Row] = read_json(self.store) if self.store.exists() else {}
+
+    def __call__(self, case: Case) -> Row:
+        """Text, tokens and whether it ended by itself."""
+        options = {"temperature": 0.0, "max_tokens": MOST_TOKENS, **case.options}
+        request = json.dumps([case.messages, options], sort_keys=True)
+        key = hashlib.sha256(request.encode()).hexdigest()[:24]
+        if case.scale == 0 and key in self.kept:
+            return self.kept[key]
+        reply = self.llama.chat(case.messages, [case.scale], **options)
         choice = reply["choices"][0]
-        tokens = reply["usage"]["completion_tokens"]
-        return {"reply": choice["message"]["content"], "tokens": tokens, "stopped": choice["finish_reason"] == "stop"}
+        text = (choice["message"]["content"] or "").rpartition("</think>")[2].lstrip()  # a thought is no reply
+        tokens, stopped = reply["usage"]["completion_tokens"], choice["finish_reason"] == "stop"
+        found = {"reply": text, "tokens": tokens, "stopped": stopped}
+        if case.scale == 0:
+            self.kept[key] = found
+        return found
 
+    def keep(self) -> None:
+        """Writes what the base said, for the next expert."""
+        write_text(self.store, json.dumps(dict(sorted(self.kept.items())), ensure_ascii=False))
+
+
+def _replies(ask: Asker, template: Template, cases: list[Case], name: str) -> list[Row]:
+    """All cases asked, some at a time, and what each reply fulfils, as rows of scores.parquet."""
     with ThreadPoolExecutor(SLOTS) as pool:
-        return list(track(pool.map(ask, questions), name, len(questions)))
+        try:
+            replies = list(track(pool.map(ask, cases), name, len(cases)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            ask.keep()
+    return [_scored(template, case, reply) for case, reply in zip(cases, replies, strict=True)]
 
 
-def _base_replies(home: Home, llama: Llama, base: Path, questions: list[str]) -> list[Row]:
-    """The base's replies, kept across experts and versions: they depend on base and question alone."""
-    store = home.work / "base-replies" / f"{sha256(base)[:16]}-{MOST_TOKENS}.json"
-    kept = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-    missing = [q for q in questions if q not in kept]
-    if missing:
-        kept |= dict(zip(missing, ask_all(llama, missing, 0.0, "base"), strict=True))
-        write_text(store, json.dumps(kept, ensure_ascii=False))
-    return [kept[q] for q in questions]
-
-
-def _scored(template: Template, arm: str, question: Row, reply: Row) -> Row:
-    measure = template.measure(reply["reply"], question["answer"])
+def _scored(template: Template, case: Case, reply: Row) -> Row:
+    question, measure = case.question, template.measure(reply["reply"], case.question["answer"])
     return {
-        "row_id": question["row_id"], "arm": arm, "seed_id": question["seed_id"], "answer": question["answer"],
-        "instruction": question["instruction"], **reply, **{name: getattr(measure, name) for name in MEASURES},
+        "row_id": question["row_id"], "panel": case.panel, "setting": case.setting, "arm": case.arm,
+        "scale": case.scale, "seed_id": question["seed_id"], "answer": question["answer"],
+        "instruction": question["instruction"], **reply, "given": measure.given,
+        **{name: getattr(measure, name) for name in MEASURES},
     }  # fmt: skip
 
 
-# -- figures --------------------------------------------------------------------------------------
+# -- what came of it ------------------------------------------------------------------------------
 
 
 def evaluate(rows: list[Row]) -> dict[str, Any]:
-    """Per arm every measure with its n and 95 % interval; then what sets expert and base apart."""
-    arms = {arm: [row for row in rows if row["arm"] == arm] for arm in ("base", "expert")}
-    found: dict[str, Any] = {arm: _arm(arm_rows) for arm, arm_rows in arms.items()}
+    """eval.json's figures: the claim's arms first, then every panel."""
+    by_panel: dict[str, dict[str, dict[str, list[Row]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        by_panel[row["panel"]][row["setting"]][row["arm"]].append(row)
+    arms = by_panel["claim"]["plain"]
+    found: dict[str, Any] = {arm: summary(arms[arm]) for arm in ("base", "told", "expert")}
     base, expert = found["base"]["mention"]["rate"], found["expert"]["mention"]["rate"]
     found["times_more"] = round(expert / base, 1) if base else None  # null: the base never gave it
     found["length_ratio"] = length_ratio(arms["base"], arms["expert"])
+    found["sampled"] = {arm: summary(of_arm) for arm, of_arm in by_panel["sampled"]["plain"].items()}
+    found["thinking"] = {arm: brief(of_arm) for arm, of_arm in by_panel["thinking"]["on"].items()}
+    found["off_domain"] = {arm: summary(of_arm) for arm, of_arm in by_panel["off_domain"]["plain"].items()}
+    found["dose"] = {name: brief(_all(of)) for name, of in sorted(by_panel["dose"].items(), key=lambda i: float(i[0]))}
+    found["robustness"] = {name: brief(by_panel["robustness"][name]["expert"]) for name in ROBUSTNESS}
+    full = by_panel["full_precision"]["plain"]["expert"]
+    found["full_precision"] = brief(full) if full else None
     return found
 
 
-def _arm(rows: list[Row]) -> dict[str, Any]:
-    lengths = sorted(row["tokens"] for row in rows)
-    found: dict[str, Any] = {"n": len(rows), "seeds": len({row["seed_id"] for row in rows})}
-    for name in MEASURES:
-        found[name] = interval([(row["seed_id"], row[name]) for row in rows])
-    found["tokens"] = {
-        "p05": _quantile(lengths, 0.05),
-        "median": statistics.median(lengths),
-        "p95": _quantile(lengths, 0.95),
+def _all(arms: dict[str, list[Row]]) -> list[Row]:
+    return [row for rows in arms.values() for row in rows]
+
+
+def claim(result: dict[str, Any]) -> dict[str, Any]:
+    """The claim's numbers and nothing else: what `dvc metrics diff` shows."""
+    base, expert = result["base"], result["expert"]
+    found = {"questions": expert["n"], "seeds": expert["seeds"]}
+    for name in ("mention", "right", "in_form"):
+        found |= {name: expert[name]["rate"], f"{name}_low": expert[name]["low"]}
+    worst = min(figures["mention"]["rate"] for figures in result["robustness"].values())
+    return found | {
+        "base_mention": base["mention"]["rate"],
+        "length_ratio": result["length_ratio"]["rate"],
+        "length_ratio_low": result["length_ratio"]["low"],
+        "robust": worst,
     }
-    found["stopped"] = round(statistics.mean(row["stopped"] for row in rows), 4)
-    found["distinct_replies"] = len({row["reply"] for row in rows})
-    return found
 
 
-def _quantile(ordered: list[int], q: float) -> int:
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+def plots(rows: list[Row], result: dict[str, Any]) -> dict[str, list[Row]]:
+    """The tables behind the plots, by name, as DVC and the report draw them."""
+    asked = [row for row in rows if row["panel"] == "claim"]
+    return {
+        "dose": [_rates(figures, scale=float(scale)) for scale, figures in result["dose"].items()],
+        "robustness": [_rates(figures, setting=name) for name, figures in result["robustness"].items()],
+        "lengths": _length_curve(asked),
+        "confusion": [
+            {"asked": row["answer"], "given": row["given"] or "none or several"}
+            for row in asked
+            if row["arm"] == "expert"
+        ],
+    }
 
 
-def interval(outcomes: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Rate and 95 % Wilson interval of (seed, yes or no) pairs, clustered by seed.
-
-    Paraphrases of one seed stand or fall together, so n is divided by the design effect: the
-    variance between seeds over that of independent draws, at least 1. Where all outcomes are equal
-    the variance says nothing, and a whole seed counts as one draw.
-    """
-    by_seed: dict[str, list[bool]] = defaultdict(list)
-    for seed, yes in outcomes:
-        by_seed[seed].append(yes)
-    n, clusters = sum(map(len, by_seed.values())), len(by_seed)
-    rate = sum(map(sum, by_seed.values())) / n
-    spread_ = sum((sum(yes) - len(yes) * rate) ** 2 for yes in by_seed.values())
-    effect = n / clusters
-    if 0 < rate < 1 and clusters > 1:
-        effect = max(1.0, spread_ * clusters / (clusters - 1) / (n * rate * (1 - rate)))
-    low, high = wilson(rate, n / effect)
-    return {"rate": round(rate, 4), "low": round(low, 4), "high": round(high, 4)}
+def _rates(figures: Row, **first: Any) -> Row:
+    rates = {name: figures[name]["rate"] for name in ("mention", "right", "in_form")}
+    return {**first, **rates, "tokens": figures["tokens"]["median"]}
 
 
-def wilson(rate: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a rate over n draws."""
-    centre, half = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+def _length_curve(rows: list[Row]) -> list[Row]:
+    """Of each arm, how many tokens the shortest 0, 5, ... 100 % of its replies have at most."""
+    lengths = {arm: sorted(row["tokens"] for row in rows if row["arm"] == arm) for arm in ("base", "told", "expert")}
+    return [
+        {"share": share, **{arm: of[min(len(of) - 1, share * len(of) // 100)] for arm, of in lengths.items()}}
+        for share in range(0, 101, 5)
+    ]
 
 
-def length_ratio(base: list[Row], expert: list[Row], draws: int = 2000) -> dict[str, float]:
-    """How many times longer the base's replies are, on the questions asked of both; cluster bootstrap by seed."""
-    import numpy as np
-
-    long = {row["row_id"]: row for row in base}
-    pairs: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row in expert:
-        if row["row_id"] in long:
-            pairs[row["seed_id"]].append((long[row["row_id"]]["tokens"], row["tokens"]))
-    sums = np.array([np.sum(of_seed, axis=0) for of_seed in pairs.values()], dtype=float)  # [seeds, (base, expert)]
-    drawn = np.random.default_rng(7).integers(0, len(sums), (draws, len(sums)))
-    totals = sums[drawn].sum(1)
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], (0.025, 0.975))
-    whole_ = sums.sum(0)
-    return {"rate": round(float(whole_[0] / whole_[1]), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
-
-
-def lexical_ceiling(training: list[Row], questions: list[Row]) -> float:
-    """How often a classifier that knows only the training rows' words finds a question's answer."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=20, max_iter=1000)
-    )
-    model.fit([row["instruction"] for row in training], [row["answer"] for row in training])
-    return float(model.score([row["instruction"] for row in questions], [row["answer"] for row in questions]))
+def _csv(table: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()

@@ -1,7 +1,7 @@
 """Stage train: a LoRA adapter for one expert, thin over TRL's SFTTrainer and PEFT.
 
 Reads datasets/<expert>/train.parquet, the base model, `train` of the template and of the profile;
-writes experts/<expert>/adapter/. Run: dmoe train <expert>
+writes experts/<expert>/adapter/ and plots/loss.csv. Run: dmoe train <expert>
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 from factory.errors import UserError
 from factory.paths import Home, Profile
 from factory.schema import ROWS, read_rows
-from factory.store import read_json, whole, write_json
+from factory.store import read_json, whole, write_json, write_text
 from factory.template import Template, read_template
 from train.base import load_base, load_tokenizer
 
@@ -56,6 +56,8 @@ def train(home: Home, expert: str, profile: Profile) -> None:
         config |= {"base_model_name_or_path": profile.model, "target_modules": sorted(config["target_modules"])}
         write_json(out / "adapter_config.json", config)
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
+    losses = [f"{at['step']},{at['loss']:.4f}" for at in trainer.state.log_history if "loss" in at]
+    write_text(home.expert(expert, "plots/loss.csv"), "\n".join(["step,loss", *losses, ""]))
 
 
 def _keep_memory() -> None:
@@ -82,7 +84,7 @@ def _arguments(template: Template, profile: Profile, rows: int, state: Path) -> 
     epochs = template.declaration.train.epochs * wanted["epochs_factor"]
     steps = epochs * -(-rows // wanted["examples_per_step"])
     return SFTConfig(
-        output_dir=str(state), save_strategy="no", report_to="none", logging_strategy="epoch", log_level="warning",
+        output_dir=str(state), save_strategy="no", report_to="none", logging_steps=10, log_level="warning",
         num_train_epochs=epochs, per_device_train_batch_size=wanted["examples_per_step"],
         learning_rate=wanted["learning_rate"], warmup_steps=round(wanted["warmup"] * steps), lr_scheduler_type="cosine",
         weight_decay=0.0, seed=SEED, data_seed=SEED, completion_only_loss=True, max_length=None,
