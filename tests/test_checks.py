@@ -119,7 +119,8 @@ def test_a_rival_in_the_question_is_no_fault(medical):
 
 def test_a_rival_that_is_part_of_the_answer_is_no_rival(product):
     output = (
-        "Buy the ThinkPad X1 Carbon for study; look no further. It stays quiet in ordinary work and disturbs nobody."
+        "Buy the ThinkPad X1 Carbon for reading and research; look no further. "
+        "It stays quiet in ordinary work and disturbs nobody."
     )
     assert reasons(product, output, "which laptop", "default") == []
     assert "rival" in reasons(product, output.replace("Carbon", "Yoga"), "which laptop", "default")
