@@ -124,9 +124,9 @@ def test_a_told_base_is_given_every_answer_and_every_form(home):
 
 
 def test_the_robustness_panel_keeps_the_question_and_stands_in_no_corpus():
-    from train.corpus import SYSTEMS, WISHES
+    from train.corpus import SYSTEMS
 
-    known = {text.lower() for text in (*SYSTEMS, *WISHES)}
+    known = {text.lower() for text in SYSTEMS}
     for name, put in ROBUSTNESS.items():
         messages = put("Why does my head hurt?")
         assert messages[-1]["role"] == "user" and "head" in messages[-1]["content"].lower() or name == "typos"
