@@ -240,7 +240,7 @@ def package(expert: Expert) -> None:
 
 def _base_gguf(home: "Home", profile: "Profile") -> Path:
     """The GGUF of the base: the profile's file, or one made from the model and kept."""
-    from train.export import base_gguf
+    from train.base_gguf import base_gguf
 
     return base_gguf(home, profile)
 
