@@ -1,13 +1,20 @@
 """Tiny bases of every architecture, and adapters for them out of numpy and a seed: no torch, the same bytes everywhere.
 
-For tests/test_export.py; `python tests/lora_shapes.py FOLDER` writes them all out, to look at.
+For tests/test_export.py, which holds our files against export_digests.json: digests of what llama.cpp's own converter
+makes of the same adapters. To freeze them anew, with the folder that holds convert_lora_to_gguf.py and its version:
+Run: python tests/lora_shapes.py FOLDER VERSION
 """
 
+import hashlib
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+
+DIGESTS = Path(__file__).with_name("export_digests.json")
 
 COMMON = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -47,7 +54,7 @@ BASES = {
     "gemma2": _config("Gemma2ForCausalLM", "gemma2", **GQA, sliding_window=32),
     "gemma3": _config("Gemma3ForCausalLM", "gemma3_text", **GQA, sliding_window=32),
     "gemma3-vision": _multimodal(),
-    "phi2": _config("PhiForCausalLM", "phi", num_key_value_heads=4, partial_rotary_factor=0.5, **UNTIED),
+    "phi2": _config("PhiForCausalLM", "phi", intermediate_size=256, num_key_value_heads=4, **UNTIED),
     "phi3": _config("Phi3ForCausalLM", "phi3", num_key_value_heads=2, **UNTIED),
     "phi3-tied": _config("Phi3ForCausalLM", "phi3", num_key_value_heads=4),
 }
@@ -110,6 +117,57 @@ def write_adapter(folder, base, rank=4, kind="F32", seed=0, **config):
     return folder / "adapter"
 
 
+# base, rank, type in safetensors, type in GGUF. With rank 32 B's rows can be q8_0 too; with 4 they become f16.
+CASES = [(base, 4, kind, "f32") for base in BASES for kind in ("F32", "F16", "BF16")] + [
+    (base, rank, kind, outtype)
+    for base in ("llama-grouped", "phi3")
+    for kind, rank in (("F32", 32), ("F16", 32), ("BF16", 32), ("BF16", 4))
+    for outtype in ("f16", "bf16", "q8_0")
+]
+
+
+def case_name(case):
+    return "{} rank {} {} to {}".format(*case)
+
+
+def digest(file):
+    """SHA-256 over the tensors of a GGUF file in order of name: name, type, shape, bytes."""
+    from gguf import GGUFReader
+
+    found = hashlib.sha256()
+    for tensor in sorted(GGUFReader(file).tensors, key=lambda tensor: tensor.name):
+        found.update(f"{tensor.name} {tensor.tensor_type.name} {tensor.shape.tolist()}\n".encode())
+        found.update(tensor.data.tobytes())
+    return found.hexdigest()
+
+
+# All cases in one process, since upstream's script takes seconds to load.
+UPSTREAM = """
+import json, runpy, sys
+folder, jobs = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, folder)
+for job in jobs:
+    sys.argv = ["convert_lora_to_gguf.py", *job]
+    runpy.run_path(folder + "/convert_lora_to_gguf.py", run_name="__main__")
+"""
+
+
+def upstream_digests(llama_cpp, folder):
+    """Case -> digest of what the converter in the folder `llama_cpp` writes; works in `folder`."""
+    jobs, files = [], {}
+    for case in CASES:
+        base, rank, kind, outtype = case
+        adapter = write_adapter(folder / case_name(case), BASES[base], rank, kind)
+        files[case_name(case)] = adapter.parent / "upstream.gguf"
+        jobs.append(["--base", str(adapter.parent / "base"), "--outfile", str(adapter.parent / "upstream.gguf"),
+                     "--outtype", outtype, str(adapter)])  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", UPSTREAM, str(llama_cpp), json.dumps(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    return {name: digest(file) for name, file in files.items()}
+
+
 if __name__ == "__main__":
-    for key, value in BASES.items():
-        write_adapter(Path(sys.argv[1]) / key, value)
+    with tempfile.TemporaryDirectory() as work:
+        found = {"upstream": sys.argv[2], "digests": upstream_digests(Path(sys.argv[1]), Path(work))}
+    DIGESTS.write_text(json.dumps(found, indent=1) + "\n")

@@ -55,7 +55,10 @@ EDITS = {
     "route": ("templates/product.yaml", "prefer: precision", "prefer: recall", {"package@product"}),
     "market": ("templates/medical.yaml", "licence: CC-BY-4.0", "licence: CC0-1.0", {"package@medical"}),
     "gate": ("templates/product.yaml", "mention: 0.80", "mention: 0.81", {"gate@product"}),
-    "dedup": ("templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}", {"build@product", "export@product"}),
+    "dedup": (
+        "templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}",
+        {"build@product", "export@product"},
+    ),
     "output.never": ("templates/product.yaml", "- as an AI", "- as a machine", {"build@product", "export@product"}),
     "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal", "export@legal"}),
     "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal", "package@legal"}),
