@@ -1,8 +1,10 @@
 """What GGUF carries is carried exactly; what it cannot carry is refused by name."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 import warnings
@@ -13,6 +15,7 @@ import pytest
 
 from factory.errors import UserError
 from factory.llama import running
+from factory.paths import Profile
 from train import export as module
 from train.export import CARRIED, NOT_CARRIED, PLAIN_STARTS, export_adapter, refuse_adapter, template_hash
 from train.tensors import read, stored
@@ -325,19 +328,68 @@ def test_memory_holds_one_tensor_and_not_the_adapter(tmp_path):
     assert peak < size / 5
 
 
-@pytest.mark.parametrize("base", ["qwen3", "llama-grouped", "gemma", "gemma3"])
+@pytest.mark.parametrize("base", ["qwen3", "smollm2", "gemma3"])
 def test_lm_head_is_carried_only_where_the_base_has_one_of_its_own(base, tmp_path):
-    config = shapes.BASES[base]
-    adapter = shapes.write_adapter(tmp_path, {**config, "tie_word_embeddings": False})
-    export_adapter(adapter, {**shapes.BASES["llama"], "num_key_value_heads": 2}, tmp_path / "untied.gguf", {})
-    with pytest.raises(UserError, match=r"lm_head (is tied to the embeddings|cannot carry an adapter)"):
-        export_adapter(adapter, {**config, "tie_word_embeddings": True}, tmp_path / "tied.gguf", {})
+    import gguf
+
+    tied = shapes.BASES[base]
+    untied = {**tied, "tie_word_embeddings": False}
+    adapter = shapes.write_adapter(tmp_path, untied)
+    export_adapter(adapter, untied, tmp_path / "untied.gguf", {})
+    assert "output.weight.lora_a" in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "untied.gguf").tensors}
+    for config in (tied, {key: value for key, value in tied.items() if key != "tie_word_embeddings"}):
+        with pytest.raises(UserError, match="lm_head is tied to the embeddings"):
+            export_adapter(adapter, config, tmp_path / "tied.gguf", {})
 
 
-def test_heads_that_do_not_divide_the_rows_are_refused(tmp_path):
-    adapter = shapes.write_adapter(tmp_path, shapes.BASES["llama"])
-    with pytest.raises(UserError, match=r"q_proj.lora_B.weight has 64 rows, which the base's 5 heads do not divide"):
-        export_adapter(adapter, {**shapes.BASES["llama"], "num_attention_heads": 5}, tmp_path / "a.gguf", {})
+@pytest.mark.parametrize("base", ["gemma", "gemma2"])
+def test_lm_head_is_refused_where_llama_cpp_always_ties_it(base, tmp_path):
+    untied = {**shapes.BASES[base], "tie_word_embeddings": False}
+    with pytest.raises(UserError, match="lm_head cannot carry an adapter in llama.cpp"):
+        export_adapter(shapes.write_adapter(tmp_path, untied), untied, tmp_path / "untied.gguf", {})
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 8}, {"num_key_value_heads": None}, {"head_dim": 32}])
+def test_rows_that_are_not_the_bases_heads_are_refused(change, tmp_path):
+    base = shapes.BASES["llama-grouped"]
+    with pytest.raises(
+        UserError, match=r"proj.lora_B.weight has \d+ rows, where the base's config.json has \d heads of"
+    ):
+        export_adapter(shapes.write_adapter(tmp_path, base), {**base, **change}, tmp_path / "a.gguf", {})
+
+
+def test_the_stage_needs_no_torch_and_says_what_was_trained_on_what(checkout):
+    import gguf
+
+    root = checkout.root
+    shapes.write_adapter(root / "experts" / "product", shapes.BASES["mistral"])
+    checkout.dataset("product", "train.parquet").parent.mkdir(parents=True)
+    checkout.dataset("product", "train.parquet").write_bytes(b"rows")
+    code = (
+        "import sys; from factory.paths import Profile, find_home; from train.export import export\n"
+        "export(find_home(), 'product', Profile('pocket', 'experts/product/base', None, None, '', {}, []))\n"
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+    fields = gguf.GGUFReader(checkout.expert("product", "adapter.gguf")).fields
+    assert {key: fields[key].contents() for key in fields if key.startswith(("dmoe", "adapter", "general"))} == {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "general.name": "product",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 8.0,
+        "adapter.lora.task_name": "product",
+        "dmoe.base_model": "experts/product/base",
+        "dmoe.dataset_sha256": hashlib.sha256(b"rows").hexdigest(),
+        "dmoe.template_sha256": template_hash(checkout.template("product")),
+    }
+
+
+def test_a_base_that_is_nowhere_is_told(checkout, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"profiles/far.yaml: base.model: the config.json of 'far/away' cannot be had"):
+        module.base_config(checkout, Profile("far", "far/away", None, None, "", {}, []))
 
 
 def test_an_architecture_whose_adapters_are_not_written_is_refused(tmp_path):

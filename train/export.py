@@ -21,7 +21,7 @@ from factory.errors import UserError, relative, shown
 from factory.paths import Home, Profile
 from factory.store import read_json, sha256, whole
 from factory.template import read_template
-from train.base import read_config, refuse_mixture
+from train.base import refuse_mixture
 from train.tensors import Planned, Stored, read, stored, write
 
 # model_type of the base's config.json -> llama.cpp's architecture (gguf.MODEL_ARCH). Those in PERMUTED keep the rows
@@ -89,7 +89,29 @@ def export(home: Home, expert: str, profile: Profile) -> None:
         "dmoe.template_sha256": template_hash(home.template(expert)),
     }
     adapter = home.expert(expert, "adapter")
-    export_adapter(adapter, read_config(home, profile), home.expert(expert, "adapter.gguf"), metadata)
+    export_adapter(adapter, base_config(home, profile), home.expert(expert, "adapter.gguf"), metadata)
+
+
+def base_config(home: Home, profile: Profile) -> dict[str, Any]:
+    """The base's config.json as it stands; transformers would add its defaults, but loads torch first.
+
+    Raises:
+        UserError: neither in the base's folder nor to be had from the hub.
+    """
+    if folder := profile.model_path(home):
+        path = folder / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(profile.model, "config.json", revision=profile.revision))
+        except (OSError, ValueError) as error:
+            where, why = relative(home.profile(profile.name)), str(error).splitlines()[0]
+            raise UserError(
+                f"{where}: base.model: the config.json of {profile.model!r} cannot be had ({why})"
+            ) from None
+    config: dict[str, Any] = read_json(path)
+    return config
 
 
 def template_hash(path: Path) -> str:
@@ -238,10 +260,11 @@ def _heads(module: str, tensor: Stored, base: dict[str, Any]) -> int:
     if base["model_type"] not in PERMUTED or kind not in ("q_proj", "k_proj"):
         return 0
     heads = int((kind == "k_proj" and base.get("num_key_value_heads")) or base["num_attention_heads"])
-    if tensor.shape[0] % (2 * heads):
+    size = int(base.get("head_dim") or base["hidden_size"] // base["num_attention_heads"])
+    if tensor.shape[0] != heads * size:
         raise UserError(
-            f"{relative(tensor.file)}: tensor {tensor.name} has {tensor.shape[0]} rows, which the base's {heads} heads "
-            f"do not divide; name the base that it was trained on"
+            f"{relative(tensor.file)}: tensor {tensor.name} has {tensor.shape[0]} rows, where the base's config.json "
+            f"has {heads} heads of {size}; name the base that it was trained on"
         )
     return heads
 
