@@ -400,6 +400,14 @@ def test_an_architecture_whose_adapters_are_not_written_is_refused(tmp_path):
         export_adapter(adapter, {**shapes.BASES["llama"], "model_type": "mamba"}, tmp_path / "a.gguf", {})
 
 
+def test_a_base_whose_configuration_lacks_a_key_is_told(tmp_path):
+    base = dict(shapes.BASES["llama"])
+    adapter = shapes.write_adapter(tmp_path, base)
+    del base["num_hidden_layers"]
+    with pytest.raises(UserError, match=r"^base model: its config.json lacks 'num_hidden_layers'"):
+        export_adapter(adapter, base, tmp_path / "a.gguf", {})
+
+
 def test_every_key_of_pefts_configuration_is_known_and_a_new_one_is_refused():
     from dataclasses import fields
 

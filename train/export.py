@@ -141,15 +141,14 @@ def export_adapter(
 
     where, config = relative(adapter / "adapter_config.json"), read_json(adapter / "adapter_config.json")
     refuse_mixture(base_config, "base model")
-    if base_config.get("model_type") not in ARCHITECTURES:
-        raise UserError(
-            f"base model: model_type {shown(base_config.get('model_type'))} cannot be exported, "
-            f"only {', '.join(ARCHITECTURES)}"
-        )
+    architecture = MODEL_ARCH_NAMES[MODEL_ARCH[_architecture(base_config)]]
     refuse_adapter(config, where)
-    planned = _planned(adapter / "adapter_model.safetensors", config, base_config, outtype)
+    try:
+        planned = _planned(adapter / "adapter_model.safetensors", config, base_config, outtype)
+    except KeyError as error:
+        raise UserError(f"base model: its config.json lacks {error}; get the file again") from None
     with whole(out) as temporary:
-        writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[MODEL_ARCH[ARCHITECTURES[base_config["model_type"]]]])
+        writer = GGUFWriter(temporary, architecture)
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, float(config["lora_alpha"]))
@@ -158,6 +157,14 @@ def export_adapter(
         if outtype == "q8_0":
             writer.add_quantization_version(GGML_QUANT_VERSION)
         write(writer, planned)
+
+
+def _architecture(base: dict[str, Any]) -> str:
+    kind = base.get("model_type")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"base model: model_type {shown(kind)} cannot be exported, only {known}")
+    return ARCHITECTURES[kind]
 
 
 def refuse_adapter(config: dict[str, Any], where: str) -> None:
@@ -207,27 +214,27 @@ def _planned(file: Path, config: dict[str, Any], base: dict[str, Any], outtype: 
 
     if not file.exists():
         raise UserError(f"{relative(file)}: there is no such file; train the adapter first")
-    text, found = base.get("text_config") or base, {}  # of a multimodal base: its language model
-    names = get_tensor_name_map(MODEL_ARCH[ARCHITECTURES[base["model_type"]]], text["num_hidden_layers"])
+    text = base.get("text_config") or base  # of a multimodal base: its language model
+    names, found = get_tensor_name_map(MODEL_ARCH[_architecture(base)], text["num_hidden_layers"]), []
     for tensor in stored(file):
         module, _, side = tensor.name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if side not in ("lora_A", "lora_B"):
             raise UserError(
                 f"{relative(file)}: tensor {tensor.name} is no LoRA matrix of a linear layer; GGUF cannot carry it"
             )
-        name = f"{_target(module, names, text, relative(file))}.{side.lower()}"
+        target = _target(module, names, text, relative(file))
         rank = _matched(config.get("rank_pattern"), module, config["r"])
         if len(tensor.shape) != 2 or tensor.shape[side == "lora_B"] != rank:
             raise UserError(f"{relative(file)}: tensor {tensor.name} has shape {list(tensor.shape)}, not rank {rank}")
         factor = _factor(config, module, rank) if side == "lora_B" else 1.0
         heads = _heads(module, tensor, base) if side == "lora_B" else 0
-        found[name] = _plan(name, tensor, outtype, factor, heads)
-    stems = [{n.rpartition(".")[0] for n in found if n.endswith(side)} for side in ("lora_a", "lora_b")]
+        found.append(_plan(f"{target}.{side.lower()}", tensor, outtype, factor, heads))
+    stems = [{p.name.removesuffix(side) for p in found if p.name.endswith(side)} for side in (".lora_a", ".lora_b")]
     if not found or stems[0] != stems[1]:
         raise UserError(
             f"{relative(file)}: the LoRA matrices are not in pairs {sorted(stems[0] ^ stems[1])[:3]}; train again"
         )
-    return [found[name] for name in sorted(found)]
+    return sorted(found, key=lambda planned: planned.name)
 
 
 def _target(module: str, names: Any, base: dict[str, Any], where: str) -> str:

@@ -100,7 +100,7 @@ def _encoded(planned: Planned) -> np.ndarray:
     from gguf.quants import dequantize, quantize
 
     kind, values = GGMLQuantizationType[planned.kind], planned.make()
-    with np.errstate(all="ignore"):  # what overflows is found, and told by name, in the next line but one
+    with np.errstate(all="ignore"):  # what overflows is found and told by name
         made: np.ndarray = quantize(np.ascontiguousarray(values), kind)
         if np.isfinite(dequantize(made, kind)).all():
             return made
