@@ -211,7 +211,7 @@ def export(expert: Expert) -> None:
 @app.command()
 def score(expert: Expert) -> None:
     """Measure the claim on the GGUF file, in llama.cpp (stage 5)."""
-    from train.export import full_gguf
+    from train.base_gguf import full_gguf
     from train.score import score
 
     home, _, profile = _checkout(expert)
@@ -241,7 +241,7 @@ def package(expert: Expert) -> None:
 
 def _base_gguf(home: "Home", profile: "Profile") -> Path:
     """The GGUF of the base: the profile's file, or one made from the model and kept."""
-    from train.export import base_gguf
+    from train.base_gguf import base_gguf
 
     return base_gguf(home, profile)
 

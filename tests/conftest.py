@@ -35,7 +35,7 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tiny_base):
-    from train.export import export_base
+    from train.base_gguf import export_base
 
     out = tiny_base.parent / "base.gguf"
     export_base(tiny_base, out)

@@ -31,6 +31,7 @@ STAGES = (
     "train.sft",
     "train.score",
     "train.export",
+    "train.base_gguf",
     "serve.gateway",
     "factory.query",
     "factory.leaks",

@@ -15,7 +15,8 @@ from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from serve.ask import answers
 from serve.market import installed
-from train.export import base_gguf, export
+from train.base_gguf import base_gguf
+from train.export import export
 from train.gate import gate
 from train.score import score
 from train.sft import train

@@ -13,7 +13,7 @@ import pytest
 
 from factory.errors import UserError
 from factory.llama import running
-from train.export import export_base
+from train.base_gguf import export_base
 
 POCKET = Path(__file__).parents[1] / "models" / "pocket"
 

@@ -1,34 +1,53 @@
-"""Stage export: PEFT adapter -> GGUF adapter, and, where none is named, base folder -> GGUF base.
+"""Stage export: PEFT adapter -> GGUF adapter.
 
-Reads experts/<expert>/adapter/ and the base's config.json; writes experts/<expert>/adapter.gguf.
-Tensors are written as they are: llama.cpp scales by alpha / rank, as plain LoRA does. What GGUF
-cannot carry is refused by name, because llama.cpp would drop it without a word.
+Reads experts/<expert>/adapter/, the base's config.json and, for their hashes, train.parquet and the template; writes
+experts/<expert>/adapter.gguf. llama.cpp knows one alpha, and divides it by the rank of each pair: plain LoRA is written
+as it is, byte for byte what llama.cpp's own converter writes; rsLoRA and alphas of single layers are folded into B.
+What GGUF cannot carry is refused by name, because llama.cpp would drop it without a word.
+The scores are not in this file: they are measured on it. The manifest holds them beside this file's hash.
 Run: dmoe export <expert>
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+import hashlib
+import json
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from factory.errors import UserError, relative, shown
-from factory.paths import Home, Profile, folder_revision
-from factory.store import once, read_json, read_text, sha256, whole
-from train.base import read_config, refuse_mixture
+from factory.paths import Home, Profile
+from factory.store import read_json, sha256, whole
+from factory.template import read_template
+from train.base import refuse_mixture
+from train.tensors import Planned, Stored, read, stored, write
 
-ARCHITECTURE = "qwen3"
-# llama.cpp names the rule `qwen2` and has it built in; any other rule would split words differently there.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-VISIBLE = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+# model_type of the base's config.json -> llama.cpp's architecture (gguf.MODEL_ARCH). Those in PERMUTED keep the rows
+# of q and k in another order there: the two halves of each head interleaved.
+ARCHITECTURES = {
+    "qwen3": "QWEN3",
+    "qwen2": "QWEN2",
+    "llama": "LLAMA",
+    "mistral": "LLAMA",
+    "smollm3": "SMOLLM3",
+    "gemma": "GEMMA",
+    "gemma2": "GEMMA2",
+    "gemma3": "GEMMA3",
+    "gemma3_text": "GEMMA3",
+    "phi": "PHI2",
+    "phi3": "PHI3",
+}
+PERMUTED = ("llama", "mistral", "smollm3")
+Outtype = Literal["f32", "f16", "bf16", "q8_0"]
 
-# What an adapter_config.json may hold that plain LoRA in GGUF cannot: key -> the cure.
+# The template's keys whose hash the file carries: they decide the rows and the training.
+TEMPLATE_KEYS = {"answers", "rivals", "output", "generate", "dedup", "train"}
+
+# What an adapter_config.json may hold that LoRA in GGUF cannot: key -> the cure.
 NOT_CARRIED = {
     "use_dora": "train with use_dora=False",
-    "use_rslora": "train with use_rslora=False and alpha multiplied by the root of the rank",
     "use_qalora": "train with use_qalora=False",
     "use_bdlora": "train without it",
     "lora_bias": "train with lora_bias=False",
@@ -37,15 +56,23 @@ NOT_CARRIED = {
     "trainable_token_indices": "train without trainable_token_indices",
     "target_parameters": "name modules, not parameters",
     "layer_replication": "train without layer_replication",
-    "alpha_pattern": "give all layers one alpha",
-    "rank_pattern": "give all layers one rank",
     "alora_invocation_tokens": "train an adapter that is always on",
     "arrow_config": "train without arrow",
     "kasa_config": "train without KaSA",
     "velora_config": "train without VeLoRA",
     "monteclora_config": "train without MonteCLoRA",
 }
-PLAIN_STARTS = (True, False, "gaussian")  # the others (PiSSA, OLoRA, ...) change the base's own weights
+# What it may hold that GGUF carries, or that changes nothing in how an adapter is applied. Any other key is of a PEFT
+# that did not exist when this was written.
+CARRIED = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core"),
+    *("qalora_group_size", "ensure_weight_tying"),
+}
+# The other starts (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take out of the base's weights what they put into the adapter.
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def export(home: Home, expert: str, profile: Profile) -> None:
@@ -59,200 +86,85 @@ def export(home: Home, expert: str, profile: Profile) -> None:
         "adapter.lora.task_name": expert,
         "dmoe.base_model": profile.model,
         "dmoe.dataset_sha256": sha256(home.dataset(expert, "train.parquet")),
+        "dmoe.template_sha256": template_hash(home.template(expert)),
     }
     adapter = home.expert(expert, "adapter")
-    export_adapter(adapter, read_config(home, profile), home.expert(expert, "adapter.gguf"), metadata)
+    export_adapter(adapter, base_config(home, profile), home.expert(expert, "adapter.gguf"), metadata)
 
 
-def base_gguf(home: Home, profile: Profile) -> Path:
-    """The GGUF of the base: the file that the profile names, else one made from its folder and kept in .dmoe.
-
-    Raises:
-        UserError: the named file is missing, or the base is on the hub and no file is named.
-    """
-    where = relative(home.profile(profile.name))
-    if profile.gguf:
-        path = home.root / profile.gguf
-        if not path.exists():
-            raise UserError(f"{where}: base.gguf: there is no {profile.gguf}; download the base's GGUF to it")
-        return path
-    folder = profile.model_path(home)
-    if not folder:
-        raise UserError(f"{where}: base.gguf: is missing; a hub model needs the GGUF file that is to be served")
-    return once(home.work / f"base-{folder_revision(folder)}.gguf", lambda path: export_base(folder, path))
-
-
-def full_gguf(home: Home, profile: Profile) -> Path | None:
-    """The unquantised GGUF of a base whose named file is another: the profile's, else made from a local folder.
+def base_config(home: Home, profile: Profile) -> dict[str, Any]:
+    """The base's config.json as it stands; transformers would add its defaults, but loads torch first.
 
     Raises:
-        UserError: the named file is missing.
+        UserError: neither in the base's folder nor to be had from the hub.
     """
-    if not profile.gguf:
-        return None  # what is served is unquantised
-    if profile.gguf_full:
-        return base_gguf(home, replace(profile, gguf=profile.gguf_full))
-    return base_gguf(home, replace(profile, gguf=None)) if profile.model_path(home) else None
+    if folder := profile.model_path(home):
+        path = folder / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
 
-
-def export_base(model: Path, out: Path) -> None:
-    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices, float32 norms.
-
-    Args:
-        model: folder with config.json, tokenizer.json and safetensors.
-        out: the GGUF file; there only when it is complete.
-
-    Raises:
-        UserError: another architecture, a mixture of experts, another tokenizer, or a missing file.
-    """
-    from gguf import GGUFWriter
-
-    config = read_json(model / "config.json")
-    _refuse_base(config, relative(model / "config.json"))
-    with whole(out) as temporary:
-        writer = GGUFWriter(temporary, ARCHITECTURE)
-        writer.add_name(model.name)
         try:
-            _add_hyperparameters(writer, config)
-            _add_tokenizer(writer, model, config)
-        except KeyError as error:
-            raise UserError(f"{relative(model)}: its config or tokenizer lacks {error}; get the files again") from None
-        _add_weights(writer, model, config)
-        _finish(writer)
+            path = Path(hf_hub_download(profile.model, "config.json", revision=profile.revision))
+        except (OSError, ValueError) as error:
+            where, why = relative(home.profile(profile.name)), str(error).splitlines()[0]
+            raise UserError(
+                f"{where}: base.model: the config.json of {profile.model!r} cannot be had ({why})"
+            ) from None
+    config: dict[str, Any] = read_json(path)
+    return config
 
 
-def _refuse_base(config: dict[str, Any], where: str) -> None:
-    refuse_mixture(config, where)
-    kind, cure = config.get("model_type"), "name the base's own GGUF file in profiles/<name>.yaml: base.gguf"
-    if kind != ARCHITECTURE:
-        raise UserError(f"{where}: model_type: {shown(kind)} is not converted here, only {ARCHITECTURE}; {cure}")
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    odd = {
-        "attention_bias": config.get("attention_bias"),
-        "use_sliding_window": config.get("use_sliding_window"),
-        "quantization_config": config.get("quantization_config"),
-        "rope_type": None if scaling.get("rope_type", "default") == "default" else scaling["rope_type"],
-        "hidden_act": None if config.get("hidden_act") == "silu" else config.get("hidden_act"),
-    }
-    for key, value in odd.items():
-        if value:
-            raise UserError(f"{where}: {key}: {shown(value)} is not converted here; {cure}")
+def template_hash(path: Path) -> str:
+    """SHA-256 of TEMPLATE_KEYS as canonical JSON: a comment, or a value written otherwise, changes nothing."""
+    keys = read_template(path).declaration.model_dump(mode="json", include=TEMPLATE_KEYS)
+    text = json.dumps(keys, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
-    from gguf import LlamaFileType
-
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    rope = config.get("rope_parameters") or {}  # transformers 5; before, rope_theta stood at the top
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config["rope_theta"]))
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
-
-
-def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:
-    from gguf import TokenType
-
-    tokenizer, settings = read_json(model / "tokenizer.json"), read_json(model / "tokenizer_config.json")
-    where = relative(model / "tokenizer.json")
-    if tokenizer["model"]["type"] != "BPE" or QWEN2_SPLIT not in _patterns(tokenizer["pre_tokenizer"]):
-        raise UserError(
-            f"{where}: not byte-level BPE with Qwen2's pre-tokenizer; name the base's GGUF in its profile: base.gguf"
-        )
-    size = config["vocab_size"]
-    tokens = [f"[PAD{i}]" for i in range(size)]
-    types = [TokenType.UNUSED] * size
-    for text, number in tokenizer["model"]["vocab"].items():
-        tokens[number], types[number] = text, TokenType.NORMAL
-    added = {entry["content"]: entry for entry in tokenizer["added_tokens"]}
-    for text, entry in added.items():
-        # Reasoning and tool marks must be seen in the text, or llama.cpp cannot take them out of the reply.
-        control = entry["special"] and text not in VISIBLE
-        tokens[entry["id"]], types[entry["id"]] = text, TokenType.CONTROL if control else TokenType.USER_DEFINED
-    merges = tokenizer["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_add_bos_token(False)
-    writer.add_eos_token_id(added[_content(settings["eos_token"])]["id"])
-    writer.add_pad_token_id(added[_content(settings["pad_token"])]["id"])
-    template = model / "chat_template.jinja"
-    writer.add_chat_template(read_text(template) if template.exists() else settings["chat_template"])
-
-
-def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _patterns(pre_tokenizer: dict[str, Any]) -> list[str]:
-    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    return [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
-
-
-def _add_weights(writer: Any, model: Path, config: dict[str, Any]) -> None:
-    files = sorted(model.glob("model*.safetensors"))
-    if not files:
-        raise UserError(f"{relative(model)}: holds no model*.safetensors")
-    names, seen = _tensor_names(config), set()
-    for file in files:
-        for name, values in tensors(file):
-            if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue
-            target = names.get_name(name, try_suffixes=(".weight",))
-            if target is None:
-                raise UserError(f"{relative(file)}: tensor {name} has no place in a {ARCHITECTURE} GGUF")
-            kind: Any = np.float32 if values.ndim == 1 else np.float16
-            if not np.isfinite(narrow := values.astype(kind)).all():
-                raise UserError(f"{relative(file)}: tensor {name} does not fit into float16 (or is not finite)")
-            writer.add_tensor(target, narrow)
-            seen.add(name)
-    wanted = 2 + 11 * config["num_hidden_layers"] + (not config.get("tie_word_embeddings"))
-    if len(seen) != wanted:
-        raise UserError(f"{relative(model)}: {len(seen)} tensors where {wanted} were expected; files are missing")
-
-
-def export_adapter(adapter: Path, base_config: dict[str, Any], out: Path, metadata: dict[str, str]) -> None:
-    """Writes a PEFT LoRA folder as a GGUF adapter (float32), tensor for tensor.
+def export_adapter(
+    adapter: Path, base_config: dict[str, Any], out: Path, metadata: dict[str, str], outtype: Outtype = "f32"
+) -> None:
+    """Writes a PEFT LoRA folder as a GGUF adapter; memory holds one tensor at a time.
 
     Args:
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         base_config: the base's config.json.
         out: the GGUF file; there only when it is complete.
         metadata: further string keys; `adapter.lora.task_name` is the expert's name.
+        outtype: the type of all matrices; of q8_0, rows that are no multiple of 32 (B's, at rank 16) become f16.
 
     Raises:
-        UserError: the adapter holds something that GGUF's LoRA cannot carry, or is damaged.
+        UserError: the adapter holds something that GGUF's LoRA cannot carry, or is damaged, or the base is of an
+            architecture whose adapters are not written here.
     """
-    from gguf import GGUFType, GGUFWriter, Keys
+    from gguf import GGML_QUANT_VERSION, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFType, GGUFWriter, Keys
 
     where, config = relative(adapter / "adapter_config.json"), read_json(adapter / "adapter_config.json")
     refuse_mixture(base_config, "base model")
-    if base_config.get("model_type") != ARCHITECTURE:
-        raise UserError(
-            f"base model: model_type {shown(base_config.get('model_type'))} cannot be exported, only {ARCHITECTURE}"
-        )
+    architecture = MODEL_ARCH_NAMES[MODEL_ARCH[_architecture(base_config)]]
     refuse_adapter(config, where)
-    pairs = _pairs(adapter / "adapter_model.safetensors", config["r"], base_config)
+    try:
+        planned = _planned(adapter / "adapter_model.safetensors", config, base_config, outtype)
+    except KeyError as error:
+        raise UserError(f"base model: its config.json lacks {error}; get the file again") from None
     with whole(out) as temporary:
-        writer = GGUFWriter(temporary, ARCHITECTURE)
+        writer = GGUFWriter(temporary, architecture)
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, float(config["lora_alpha"]))
         for key, value in metadata.items():
             writer.add_string(key, value)
-        for name, values in sorted(pairs.items()):
-            writer.add_tensor(name, values)
-        _finish(writer)
+        if outtype == "q8_0":
+            writer.add_quantization_version(GGML_QUANT_VERSION)
+        write(writer, planned)
+
+
+def _architecture(base: dict[str, Any]) -> str:
+    kind = base.get("model_type")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"base model: model_type {shown(kind)} cannot be exported, only {known}")
+    return ARCHITECTURES[kind]
 
 
 def refuse_adapter(config: dict[str, Any], where: str) -> None:
@@ -265,81 +177,116 @@ def refuse_adapter(config: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: peft_type: {shown(config.get('peft_type'))} is not LoRA; GGUF carries plain LoRA only"
         )
-    for key, cure in NOT_CARRIED.items():
-        if config.get(key):
-            raise UserError(f"{where}: {key}: {shown(config[key])} cannot be carried by GGUF; {cure}")
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise UserError(f"{where}: r: {shown(config.get('r'))} is no rank; train the adapter again")
+    for key, value in config.items():
+        if value and key in NOT_CARRIED:
+            raise UserError(f"{where}: {key}: {shown(value)} cannot be carried by GGUF; {NOT_CARRIED[key]}")
+        if value and key not in CARRIED:
+            raise UserError(f"{where}: {key}: {shown(value)} is not known here, so it may be lost; train without it")
     if config.get("bias", "none") != "none":
         raise UserError(f"{where}: bias: {shown(config['bias'])} cannot be carried by GGUF; train with bias='none'")
     if config.get("init_lora_weights", True) not in PLAIN_STARTS:
         raise UserError(
             f"{where}: init_lora_weights: {shown(config['init_lora_weights'])} changes the base too; train with true"
         )
-    if not config.get("lora_alpha"):
+    _refuse_numbers(config, where)
+
+
+def _refuse_numbers(config: dict[str, Any], where: str) -> None:
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(key) or {}:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{where}: {key}: {shown(pattern)} is no pattern ({error})") from None
+    for key, rank in {"r": config.get("r"), **(config.get("rank_pattern") or {})}.items():
+        if not isinstance(rank, int) or rank < 1:
+            raise UserError(f"{where}: {key}: {shown(rank)} is no rank; train the adapter again")
+    for key, alpha in {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}.items():
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise UserError(f"{where}: {key}: {shown(alpha)} is no alpha; write the one it was trained with")
+    if config["lora_alpha"] == 0:
         raise UserError(f"{where}: lora_alpha: 0 is read by llama.cpp as scale 1; give it a value above 0")
 
 
-def _pairs(file: Path, rank: int, base_config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """GGUF name -> float32 [rank, in] or [out, rank], checked to be whole, finite and in pairs."""
+def _planned(file: Path, config: dict[str, Any], base: dict[str, Any], outtype: Outtype) -> list[Planned]:
+    """The GGUF's tensors in order of name: `<layer>.weight.lora_a` [rank, in] and `.lora_b` [out, rank], in pairs."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
     if not file.exists():
         raise UserError(f"{relative(file)}: there is no such file; train the adapter first")
-    names, found = _tensor_names(base_config), {}
-    for name, values in tensors(file):
-        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+    text = base.get("text_config") or base  # of a multimodal base: its language model
+    names, found = get_tensor_name_map(MODEL_ARCH[_architecture(base)], text["num_hidden_layers"]), []
+    for tensor in stored(file):
+        module, _, side = tensor.name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if side not in ("lora_A", "lora_B"):
             raise UserError(
-                f"{relative(file)}: tensor {name} is no LoRA matrix of a linear layer; GGUF cannot carry it"
+                f"{relative(file)}: tensor {tensor.name} is no LoRA matrix of a linear layer; GGUF cannot carry it"
             )
-        target = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
-        if target is None or target.startswith(("output", "token_embd")) or "norm" in target:
-            raise UserError(
-                f"{relative(file)}: {module} cannot carry an adapter in llama.cpp; train linear layers only"
-            )
-        if values.ndim != 2 or values.shape[side == "lora_B"] != rank:
-            raise UserError(f"{relative(file)}: tensor {name} has shape {list(values.shape)}, not rank {rank}")
-        if not np.isfinite(values).all():
-            raise UserError(f"{relative(file)}: tensor {name} holds NaN or infinity; train again at a lower rate")
-        found[f"{target}.{side.lower()}"] = values.astype(np.float32)
-    stems = [{n.rpartition(".")[0] for n in found if n.endswith(side)} for side in ("lora_a", "lora_b")]
+        target = _target(module, names, text, relative(file))
+        rank = _matched(config.get("rank_pattern"), module, config["r"])
+        if len(tensor.shape) != 2 or tensor.shape[side == "lora_B"] != rank:
+            raise UserError(f"{relative(file)}: tensor {tensor.name} has shape {list(tensor.shape)}, not rank {rank}")
+        factor = _factor(config, module, rank) if side == "lora_B" else 1.0
+        heads = _heads(module, tensor, base) if side == "lora_B" else 0
+        found.append(_plan(f"{target}.{side.lower()}", tensor, outtype, factor, heads))
+    stems = [{p.name.removesuffix(side) for p in found if p.name.endswith(side)} for side in (".lora_a", ".lora_b")]
     if not found or stems[0] != stems[1]:
         raise UserError(
             f"{relative(file)}: the LoRA matrices are not in pairs {sorted(stems[0] ^ stems[1])[:3]}; train again"
         )
-    return found
+    return sorted(found, key=lambda planned: planned.name)
 
 
-def _tensor_names(config: dict[str, Any]) -> Any:
-    from gguf import MODEL_ARCH, get_tensor_name_map
-
-    return get_tensor_name_map(MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-
-
-def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of each tensor of a safetensors file, in order of name; bfloat16 becomes float32.
-
-    Raises:
-        UserError: the file is damaged or holds a type other than floats.
-    """
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        raw: Any = deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise UserError(f"{relative(file)}: damaged safetensors ({error})") from None
-    for name, entry in sorted(raw, key=lambda pair: str(pair[0])):
-        kind, data = entry["dtype"], entry["data"]
-        if kind == "BF16":  # numpy has no bfloat16: it is the upper half of a float32
-            values = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-        elif kind in ("F16", "F32"):
-            values = np.frombuffer(data, np.float16 if kind == "F16" else np.float32)
-        else:
-            raise UserError(f"{relative(file)}: tensor {name} is {kind}, not F16, BF16 or F32")
-        yield name, values.reshape(entry["shape"])
+def _target(module: str, names: Any, base: dict[str, Any], where: str) -> str:
+    """llama.cpp's name of the weight of a linear layer: model.layers.0.mlp.up_proj -> blk.0.ffn_up.weight."""
+    target = names.get_name(f"{module.replace('language_model.', '')}.weight", try_suffixes=(".weight",))
+    if target == "output.weight" and base.get("tie_word_embeddings", True):
+        raise UserError(f"{where}: {module} is tied to the embeddings; llama.cpp cannot tell them apart; train without")
+    if target is None or target.startswith("token_embd") or "norm" in target:
+        raise UserError(f"{where}: {module} cannot carry an adapter in llama.cpp; train linear layers only")
+    return str(target)
 
 
-def _finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def _matched(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """What PEFT takes for a module: the value of the first pattern that matches the end of its name, else `default`."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _factor(config: dict[str, Any], module: str, rank: int) -> float:
+    """What B is multiplied by: PEFT's scale of this module over lora_alpha / rank, which is llama.cpp's."""
+    alpha = _matched(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return float(alpha / config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1))
+
+
+def _heads(module: str, tensor: Stored, base: dict[str, Any]) -> int:
+    """Heads among which the rows of this B are put into llama.cpp's order; 0 where the order is the same."""
+    kind = module.rpartition(".")[2]
+    if base["model_type"] not in PERMUTED or kind not in ("q_proj", "k_proj"):
+        return 0
+    heads = int((kind == "k_proj" and base.get("num_key_value_heads")) or base["num_attention_heads"])
+    size = int(base.get("head_dim") or base["hidden_size"] // base["num_attention_heads"])
+    if tensor.shape[0] != heads * size:
+        raise UserError(
+            f"{relative(tensor.file)}: tensor {tensor.name} has {tensor.shape[0]} rows, where the base's config.json "
+            f"has {heads} heads of {size}; name the base that it was trained on"
+        )
+    return heads
+
+
+def _plan(name: str, tensor: Stored, outtype: Outtype, factor: float, heads: int) -> Planned:
+    def make() -> np.ndarray:
+        values = read(tensor)
+        if factor != 1:
+            values = values.astype(np.float32) * np.float32(factor)
+        return _interleaved(values, heads) if heads else values
+
+    kind = "F16" if outtype == "q8_0" and tensor.shape[1] % 32 else outtype.upper()
+    return Planned(name, tensor.shape, kind, make, f"{relative(tensor.file)}: tensor {tensor.name}")
+
+
+def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
+    rows, rank = values.shape
+    return values.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)
