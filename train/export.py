@@ -81,8 +81,8 @@ def base_gguf(home: Home, profile: Profile) -> Path:
     return once(home.work / f"base-{folder_revision(folder)}.gguf", lambda path: export_base(folder, path))
 
 
-def export_base(model: Path, out: Path) -> None:
-    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices, float32 norms.
+def export_base(model: Path, out: Path, matrices: str = "float16") -> None:
+    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices (or float32), float32 norms.
 
     Args:
         model: folder with config.json, tokenizer.json and safetensors.
@@ -99,11 +99,11 @@ def export_base(model: Path, out: Path) -> None:
         writer = GGUFWriter(temporary, ARCHITECTURE)
         writer.add_name(model.name)
         try:
-            _add_hyperparameters(writer, config)
+            _add_hyperparameters(writer, config, matrices)
             _add_tokenizer(writer, model, config)
         except KeyError as error:
             raise UserError(f"{relative(model)}: its config or tokenizer lacks {error}; get the files again") from None
-        _add_weights(writer, model, config)
+        _add_weights(writer, model, config, matrices)
         _finish(writer)
 
 
@@ -125,7 +125,7 @@ def _refuse_base(config: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {key}: {shown(value)} is not converted here; {cure}")
 
 
-def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
+def _add_hyperparameters(writer: Any, config: dict[str, Any], matrices: str) -> None:
     from gguf import LlamaFileType
 
     heads = config["num_attention_heads"]
@@ -141,7 +141,7 @@ def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config["rope_theta"]))
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(LlamaFileType.ALL_F32 if matrices == "float32" else LlamaFileType.MOSTLY_F16)
 
 
 def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def _patterns(pre_tokenizer: dict[str, Any]) -> list[str]:
     return [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
 
 
-def _add_weights(writer: Any, model: Path, config: dict[str, Any]) -> None:
+def _add_weights(writer: Any, model: Path, config: dict[str, Any], matrices: str) -> None:
     files = sorted(model.glob("model*.safetensors"))
     if not files:
         raise UserError(f"{relative(model)}: holds no model*.safetensors")
@@ -197,9 +197,9 @@ def _add_weights(writer: Any, model: Path, config: dict[str, Any]) -> None:
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise UserError(f"{relative(file)}: tensor {name} has no place in a {ARCHITECTURE} GGUF")
-            kind: Any = np.float32 if values.ndim == 1 else np.float16
+            kind: Any = np.float32 if values.ndim == 1 else np.dtype(matrices)
             if not np.isfinite(narrow := values.astype(kind)).all():
-                raise UserError(f"{relative(file)}: tensor {name} does not fit into float16 (or is not finite)")
+                raise UserError(f"{relative(file)}: tensor {name} does not fit into {matrices} (or is not finite)")
             writer.add_tensor(target, narrow)
             seen.add(name)
     wanted = 2 + 11 * config["num_hidden_layers"] + (not config.get("tie_word_embeddings"))

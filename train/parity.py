@@ -1,0 +1,371 @@
+"""Stage parity: is the GGUF that is shipped the adapter that was trained?
+
+PEFT (torch, float32) and llama.cpp are given the same tokens, held-out rows of the expert, with the adapter at
+scale 0, 0.5 and 1. Wanted: nearly the same distribution over the whole vocabulary after every prefix, the same best
+token, at scale 0 exactly the bare base, and the same update of every weight.
+
+- A base that is a local folder is compared as a float32 GGUF, in llama.cpp without its two roundings to float16
+  (keys and values, flash attention): the limit is MOST_KL. The GGUF that is served is measured beside it, ungated.
+- A base whose profile names a GGUF is compared as it is served. Its weights differ from torch's by quantisation,
+  with the adapter or without, so what it shows at scale 0 is the measure: at the other scales it may show LOOSER
+  times as much. A fault of the adapter could hide below that; the comparison of updates is as strict as ever.
+
+Reads experts/<expert>/adapter and adapter.gguf, datasets/<expert>/holdout.parquet and the base; writes
+experts/<expert>/parity.json, only if all of this holds. Run: dmoe parity <expert>
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory.errors import UserError, relative
+from factory.llama import Llama, running
+from factory.paths import Home, Profile, folder_revision
+from factory.progress import track
+from factory.schema import ROWS, read_rows
+from factory.store import once, write_json
+from train.base import load_base, load_tokenizer
+from train.export import base_gguf, export_base
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCALES = (0.0, 0.5, 1.0)
+MOST_ROWS, MOST_POSITIONS = 8, 8  # 64 positions of 8,000 figures each: seconds on the pocket base
+MOST_KL = 1e-5  # nats, at the worst position; float32 sums in another order reach 1e-10
+TIE = 1e-3  # two best logits that are closer may change places
+LOOSER = 4  # times what a quantised base shows at scale 0
+MOST_BASE_KL = 0.1  # nats, mean: past that the named GGUF is hardly the same model
+NOTHING = -104.0  # float32 knows no probability below e^-104: llama.cpp writes 0 there, and its logarithm as -3.4e38
+# Relative error of an update, by the type of the GGUF's tensors; the last is for 8 bits.
+MOST_ERROR = {"F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}
+MOST_ERROR_QUANTISED = 3e-2
+# Architectures whose q and k rows llama.cpp wants in another order than transformers keeps them in.
+PERMUTED = ("llama", "smollm3")
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The tokens of one row, and the lengths of the prefixes after which the next token's distribution is compared."""
+
+    tokens: list[int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one pair of matrices adds to a weight, in the GGUF beside PEFT."""
+
+    name: str
+    error: float  # ||GGUF - PEFT|| / ||PEFT||, Frobenius; 1 where the GGUF lacks it
+    factor: float  # the GGUF's as a multiple of PEFT's, by least squares
+    most: float  # the error that the GGUF's type explains
+
+    @property
+    def differs(self) -> bool:
+        return not self.error <= self.most  # NaN differs
+
+
+def parity(home: Home, expert: str, profile: Profile) -> Figures:
+    """Compares PEFT and llama.cpp and writes parity.json; returns what it holds.
+
+    Raises:
+        UserError: what is missed, by name and amount, with the first tensor that differs; nothing is written.
+    """
+    adapter = home.expert(expert, "adapter.gguf")
+    rows = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, f"dmoe build {expert}")
+    passages = choose(rows, load_tokenizer(home, profile))
+    model = _peft(home, expert, profile)
+    updates = compare_updates(model, adapter)
+    served, log = base_gguf(home, profile), home.work / "logs" / f"parity-{expert}.log"
+    torch = {scale: reference(model, passages, scale) for scale in SCALES}
+    exact = profile.gguf is None
+    threads = 1 if exact else None  # so small a base is computed while other threads would still wait for one another
+    base = _float32_gguf(home, profile) if exact else served
+    with running(base, [adapter], slots=1, threads=threads, exact=exact, log=log) as llama:
+        found = {s: measured(llama, passages, [s], torch[s].shape[1], f"{expert}: scale {s:g}") for s in SCALES}
+    with running(base, slots=1, threads=threads, exact=exact, log=log) as llama:
+        bare = measured(llama, passages, [], torch[0.0].shape[1], f"{expert}: bare base")
+    limits = {"kl_mean": MOST_KL, "kl_max": MOST_KL, "tie": TIE} if exact else loosened(torch[0.0], found[0.0])
+    result: Figures = {
+        "about": profile.about,
+        "base": "as float32" if exact else profile.gguf,
+        "rows": len(passages),
+        "positions": sum(len(p.ends) for p in passages),
+        "limits": limits,
+        "scales": {f"{s:g}": figures(torch[s], found[s], limits["tie"]) for s in SCALES},
+        "identical_at_0": bool((bare == found[0.0]).all()) and _off_is_bare(model, passages, torch[0.0]),
+        "updates": {"compared": len(updates), "largest_error": two_digits(max(u.error for u in updates))},
+    }
+    if exact:
+        with running(served, [adapter], slots=1, threads=threads, log=log) as llama:
+            found = {s: measured(llama, passages, [s], torch[s].shape[1], f"{expert}: as served, {s:g}") for s in SCALES}
+        result["as_served"] = {f"{s:g}": figures(torch[s], found[s], TIE) for s in SCALES}
+    if missed := judge(result, updates):
+        raise UserError(f"{expert}: parity missed: {'; '.join(missed)}\n  {blame(updates, adapter)}")
+    write_json(home.expert(expert, "parity.json"), result)
+    return result
+
+
+def judge(result: Figures, updates: list[Update]) -> list[str]:
+    """What is missed, by name and amount; empty if nothing is."""
+    missed, limits = [], result["limits"]
+    for scale, found in result["scales"].items():
+        for name in ("kl_mean", "kl_max"):
+            if not found[name] <= limits[name]:
+                missed.append(f"{name} {found[name]:g} nats at scale {scale}, at most {limits[name]:g} wanted")
+        if found["agreement"] < 1:
+            missed.append(f"the same best token at {found['agreement']:.1%} of positions at scale {scale}, all wanted")
+    if not result["identical_at_0"]:
+        missed.append("at scale 0 not the bare base, bit for bit")
+    if not result["scales"]["0"]["kl_mean"] <= MOST_BASE_KL:
+        missed.append(f"the bare base's GGUF is too far from its weights, {MOST_BASE_KL:g} nats at most")
+    differing = [u for u in updates if u.differs]
+    return missed + ([f"{len(differing)} of {len(updates)} updates differ"] if differing else [])
+
+
+# -- the same tokens, through both ----------------------------------------------------------------
+
+
+def choose(rows: list[dict[str, Any]], tokenizer: Any) -> list[Passage]:
+    """At most MOST_ROWS rows, each of another seed, lowest row_id first; positions spread over the completion."""
+    by_seed: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: str(row["row_id"])):
+        by_seed.setdefault(row["seed_id"], row)
+    return [_passage(row, tokenizer) for row in list(by_seed.values())[:MOST_ROWS]]
+
+
+def _passage(row: dict[str, Any], tokenizer: Any) -> Passage:
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    tokens = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
+    ends = range(len(prompt), len(tokens))
+    count = min(MOST_POSITIONS, len(ends))
+    return Passage(list(tokens), [ends[i * len(ends) // count] for i in range(count)])
+
+
+def _peft(home: Home, expert: str, profile: Profile) -> Any:
+    """Base and adapter in float32 whatever the profile trains in: the reference must not round."""
+    import warnings
+
+    from peft import PeftModel
+
+    base = load_base(home, replace(profile, train={**profile.train, "dtype": "float32"}))
+    folder = home.expert(expert, "adapter")
+    if not (folder / "adapter_config.json").exists():
+        raise UserError(f"{relative(folder)}: there is no adapter\n  then run: dmoe train {expert}")
+    with warnings.catch_warnings():  # PEFT 0.21 asks transformers for a property that it has renamed
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def reference(model: Any, passages: list[Passage], scale: float) -> "np.ndarray":
+    """PEFT's log-probabilities with the adapter at `scale`: float64 [positions, vocabulary]."""
+    from peft.helpers import rescale_adapter_scale
+
+    with rescale_adapter_scale(model, scale):
+        return _log_probabilities(model, passages)
+
+
+def _off_is_bare(model: Any, passages: list[Passage], at_zero: "np.ndarray") -> bool:
+    with model.disable_adapter():
+        return bool((_log_probabilities(model, passages) == at_zero).all())
+
+
+def _log_probabilities(model: Any, passages: list[Passage]) -> "np.ndarray":
+    import numpy as np
+    import torch
+
+    rows = []
+    with torch.no_grad():
+        for passage in passages:
+            logits = model(torch.tensor([passage.tokens])).logits[0, [end - 1 for end in passage.ends]]
+            rows.append(torch.log_softmax(logits.double(), -1).numpy())
+    return np.concatenate(rows)
+
+
+def measured(llama: Llama, passages: list[Passage], scales: list[float], size: int, name: str) -> "np.ndarray":
+    """llama.cpp's log-probabilities at these adapter scales: float64 [positions, size]; needs a server of one slot.
+
+    Raises:
+        UserError: its vocabulary is not the base's.
+    """
+    import numpy as np
+
+    found = np.empty((sum(len(p.ends) for p in passages), size))
+    for row, reply in zip(found, track(_replies(llama, passages, scales, size), name, len(found)), strict=True):
+        top = reply["completion_probabilities"][0]["top_logprobs"]
+        tokens = np.array([entry["id"] for entry in top])
+        if len(tokens) != size or tokens.max() >= size:
+            raise UserError(f"llama.cpp's base has {len(tokens)} tokens, torch's {size}; the GGUF is of another base")
+        row[tokens] = np.maximum([entry["logprob"] for entry in top], NOTHING)
+    # llama.cpp's probabilities are float32 and do not quite add up to 1, which would stand in the divergence.
+    return np.asarray(found - np.log(np.exp(found).sum(1, keepdims=True)))
+
+
+def _replies(llama: Llama, passages: list[Passage], scales: list[float], size: int) -> Iterator[Figures]:
+    for passage in passages:
+        for before, end in pairwise([0, *passage.ends]):
+            # A passage's first prefix is computed from nothing: no key or value of another scale is ever used again.
+            yield llama.complete(
+                passage.tokens[:end], scales, n_predict=1, n_probs=size, temperature=0, cache_prompt=before > 0
+            )
+
+
+def figures(peft: "np.ndarray", cpp: "np.ndarray", tie: float) -> Figures:
+    """Kullback-Leibler divergence (nats) of llama.cpp's distributions from PEFT's; how often the best token is the same.
+
+    Args:
+        peft, cpp: log-probabilities, float64 [positions, vocabulary].
+        tie: positions where PEFT's two best logits are closer are left out of `agreement`, and counted as `ties`.
+    """
+    import numpy as np
+
+    divergence = np.maximum((np.exp(peft) * (peft - cpp)).sum(1), 0.0)
+    best = np.partition(peft, -2)[:, -2:]
+    clear = best[:, 1] - best[:, 0] >= tie
+    same = (peft.argmax(1) == cpp.argmax(1))[clear]
+    return {
+        "kl_mean": two_digits(divergence.mean()),
+        "kl_max": two_digits(divergence.max()),
+        "agreement": round(float(same.mean()), 4) if clear.any() else 1.0,
+        "ties": int((~clear).sum()),
+    }
+
+
+def loosened(peft: "np.ndarray", cpp: "np.ndarray") -> Figures:
+    """The limits for a quantised base, from what it shows with its adapter at scale 0."""
+    import numpy as np
+
+    shown = figures(peft, cpp, TIE)
+    best = peft.argsort(1)[:, -2:]
+    moved = np.abs(np.take_along_axis(peft - cpp, best, 1)).max()
+    limits = {name: two_digits(max(MOST_KL, LOOSER * shown[name])) for name in ("kl_mean", "kl_max")}
+    return {**limits, "tie": two_digits(max(TIE, LOOSER * float(moved)))}
+
+
+def two_digits(value: float) -> float:
+    """Rounded so that a file in git does not change with the last bits of a machine."""
+    return float(f"{value:.1e}")
+
+
+def _float32_gguf(home: Home, profile: Profile) -> Path:
+    folder = profile.model_path(home)
+    assert folder  # base_gguf has refused a hub base without a GGUF
+    path = home.work / f"base-{folder_revision(folder)}-float32.gguf"
+    return once(path, lambda temporary: export_base(folder, temporary, matrices="float32"))
+
+
+# -- the update of every weight -------------------------------------------------------------------
+
+
+def compare_updates(model: Any, file: Path) -> list[Update]:
+    """The update of each weight in the GGUF beside PEFT's, in the model's order; then what PEFT does not have.
+
+    Raises:
+        UserError: the GGUF cannot be read, or PEFT trains a module that has no name in GGUF.
+    """
+    gguf = _read_gguf(file)
+    names, found = _names(gguf.architecture, model.config.num_hidden_layers), []
+    for module, layer in _lora_layers(model):
+        name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
+        if name is None:
+            raise UserError(f"{relative(file)}: {module} has no name in a GGUF of {gguf.architecture}")
+        a, b = (side["default"].weight.detach().numpy() for side in (layer.lora_A, layer.lora_B))
+        if gguf.architecture in PERMUTED:
+            b = _permuted(b, name, model.config)
+        found.append(_update(name, gguf.pairs.pop(name, None), (a, b * layer.scaling["default"])))
+    return found + [Update(name, float("inf"), float("inf"), 0.0) for name in gguf.pairs]
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora.layer import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name.removeprefix("base_model.model."), module
+
+
+@dataclass(frozen=True)
+class _Gguf:
+    architecture: str
+    pairs: dict[str, tuple["np.ndarray", "np.ndarray", str]]  # weight -> A [rank, in], scaled B [out, rank], type
+
+
+def _read_gguf(file: Path) -> _Gguf:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    try:
+        reader = GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{relative(file)}: cannot be read as a GGUF adapter ({error})\n  then run: dmoe export") from None
+    alpha = reader.fields.get("adapter.lora.alpha")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    pairs = {}
+    for name in sorted({name.rpartition(".")[0] for name in tensors}):
+        sides = [tensors.get(f"{name}.lora_{side}") for side in "ab"]
+        if sides[0] is None or sides[1] is None:
+            continue  # half a pair: llama.cpp would not load it, and here it counts as missing
+        a, b = (dequantize(side.data, side.tensor_type) for side in sides if side)
+        # As llama.cpp reads it: no alpha, or 0, is scale 1.
+        scale = float(alpha.contents()) / b.shape[1] if alpha and alpha.contents() else 1.0
+        pairs[name] = (a, b * scale, sides[0].tensor_type.name)
+    return _Gguf(architecture, pairs)
+
+
+def _names(architecture: str, layers: int) -> Any:
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    known = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    return get_tensor_name_map(known[architecture], layers)
+
+
+def _permuted(b: "np.ndarray", name: str, config: Any) -> "np.ndarray":
+    """The rows of a q or k matrix, from rotary halves (transformers) to rotary pairs (llama.cpp)."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-1])
+    if heads is None:
+        return b
+    return b.reshape(heads, 2, len(b) // heads // 2, -1).swapaxes(1, 2).reshape(b.shape)
+
+
+def _update(name: str, found: Any, wanted: tuple["np.ndarray", "np.ndarray"]) -> Update:
+    """Compares B A with B A, neither of them ever made whole: of 14B models they are hundreds of megabytes each."""
+    import numpy as np
+
+    if found is None:
+        return Update(name, 1.0, 0.0, 0.0)
+    (a, b, kind), most = found, MOST_ERROR.get(found[2], MOST_ERROR_QUANTISED)
+    if a.shape[1] != wanted[0].shape[1] or len(b) != len(wanted[1]):
+        return Update(name, float("inf"), float("inf"), most)
+    size = _inner(wanted, wanted) or np.finfo(float).tiny  # an adapter that was never trained: B is 0
+    together = np.concatenate([a, wanted[0]]), np.concatenate([b, -wanted[1]], 1)
+    error = np.sqrt(max(_inner(together, together), 0.0) / size)
+    return Update(name, float(error), float(_inner((a, b), wanted) / size), most)
+
+
+def _inner(left: tuple["np.ndarray", "np.ndarray"], right: tuple["np.ndarray", "np.ndarray"]) -> float:
+    """The inner product of two updates, each given as (A, B)."""
+    (a, b), (c, d) = ([side.astype(float) for side in pair] for pair in (left, right))
+    return float(((b.T @ d) * (a @ c.T)).sum())
+
+
+def blame(updates: list[Update], file: Path) -> str:
+    """The first tensor that differs, in words; or that none does, and what is left."""
+    where, differing = relative(file), [u for u in updates if u.differs]
+    if not differing:
+        return f"{where}: all {len(updates)} updates are PEFT's: look at llama.cpp's version and at the base's GGUF"
+    first = differing[0]
+    if first.error == float("inf"):
+        text = "is not in PEFT's adapter, or has another shape there"
+    elif not first.factor:
+        text = "is missing"
+    else:
+        text = f"its update differs by {first.error:.2g} of its size"
+    factors = [u.factor for u in differing]
+    if len(differing) == len(updates) and max(factors) - min(factors) < 1e-3 * abs(first.factor):
+        text += f"; every update is {first.factor:.4g} times PEFT's: look at adapter.lora.alpha and the rank's scaling"
+    return f"{where}: first tensor that differs: {first.name}: {text}"
