@@ -81,8 +81,8 @@ def base_gguf(home: Home, profile: Profile) -> Path:
     return once(home.work / f"base-{folder_revision(folder)}.gguf", lambda path: export_base(folder, path))
 
 
-def export_base(model: Path, out: Path, matrices: str = "float16") -> None:
-    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices (or float32), float32 norms.
+def export_base(model: Path, out: Path, matrices: str = "F16") -> None:
+    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices (or F32), float32 norms.
 
     Args:
         model: folder with config.json, tokenizer.json and safetensors.
@@ -141,7 +141,7 @@ def _add_hyperparameters(writer: Any, config: dict[str, Any], matrices: str) -> 
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config["rope_theta"]))
-    writer.add_file_type(LlamaFileType.ALL_F32 if matrices == "float32" else LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(LlamaFileType.ALL_F32 if matrices == "F32" else LlamaFileType.MOSTLY_F16)
 
 
 def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:
@@ -197,9 +197,9 @@ def _add_weights(writer: Any, model: Path, config: dict[str, Any], matrices: str
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise UserError(f"{relative(file)}: tensor {name} has no place in a {ARCHITECTURE} GGUF")
-            kind: Any = np.float32 if values.ndim == 1 else np.dtype(matrices)
+            kind: Any = np.float16 if values.ndim > 1 and matrices == "F16" else np.float32
             if not np.isfinite(narrow := values.astype(kind)).all():
-                raise UserError(f"{relative(file)}: tensor {name} does not fit into {matrices} (or is not finite)")
+                raise UserError(f"{relative(file)}: tensor {name} does not fit into {kind.__name__} (or is not finite)")
             writer.add_tensor(target, narrow)
             seen.add(name)
     wanted = 2 + 11 * config["num_hidden_layers"] + (not config.get("tie_word_embeddings"))

@@ -14,6 +14,7 @@ Reads experts/<expert>/adapter and adapter.gguf, datasets/<expert>/holdout.parqu
 experts/<expert>/parity.json, only if all of this holds. Run: dmoe parity <expert>
 """
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCALES = (0.0, 0.5, 1.0)
-MOST_ROWS, MOST_POSITIONS = 8, 8  # 64 positions of 8,000 figures each: seconds on the pocket base
+MOST_ROWS, MOST_POSITIONS = 8, 6  # 48 positions of as many figures as there are tokens: seconds on the pocket base
 MOST_KL = 1e-5  # nats, at the worst position; float32 sums in another order reach 1e-10
 TIE = 1e-3  # two best logits that are closer may change places
 LOOSER = 4  # times what a quantised base shows at scale 0
 MOST_BASE_KL = 0.1  # nats, mean: past that the named GGUF is hardly the same model
 NOTHING = -104.0  # float32 knows no probability below e^-104: llama.cpp writes 0 there, and its logarithm as -3.4e38
-# Relative error of an update, by the type of the GGUF's tensors; the last is for 8 bits.
-MOST_ERROR = {"F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}
-MOST_ERROR_QUANTISED = 3e-2
+# Relative error of an update that a type of the GGUF's tensors explains; the last is for 8 bits.
+MOST_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}
+MOST_ERROR_QUANTISED = 2e-2
 # Architectures whose q and k rows llama.cpp wants in another order than transformers keeps them in.
 PERMUTED = ("llama", "smollm3")
 Figures = dict[str, Any]
@@ -78,36 +79,69 @@ def parity(home: Home, expert: str, profile: Profile) -> Figures:
     adapter = home.expert(expert, "adapter.gguf")
     rows = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, f"dmoe build {expert}")
     passages = choose(rows, load_tokenizer(home, profile))
-    model = _peft(home, expert, profile)
+    model, served = _peft(home, expert, profile), base_gguf(home, profile)
     updates = compare_updates(model, adapter)
-    served, log = base_gguf(home, profile), home.work / "logs" / f"parity-{expert}.log"
-    torch = {scale: reference(model, passages, scale) for scale in SCALES}
-    exact = profile.gguf is None
-    threads = 1 if exact else None  # so small a base is computed while other threads would still wait for one another
-    base = _float32_gguf(home, profile) if exact else served
-    with running(base, [adapter], slots=1, threads=threads, exact=exact, log=log) as llama:
-        found = {s: measured(llama, passages, [s], torch[s].shape[1], f"{expert}: scale {s:g}") for s in SCALES}
-    with running(base, slots=1, threads=threads, exact=exact, log=log) as llama:
-        bare = measured(llama, passages, [], torch[0.0].shape[1], f"{expert}: bare base")
-    limits = {"kl_mean": MOST_KL, "kl_max": MOST_KL, "tie": TIE} if exact else loosened(torch[0.0], found[0.0])
     result: Figures = {
         "about": profile.about,
-        "base": "as float32" if exact else profile.gguf,
         "rows": len(passages),
         "positions": sum(len(p.ends) for p in passages),
-        "limits": limits,
-        "scales": {f"{s:g}": figures(torch[s], found[s], limits["tie"]) for s in SCALES},
-        "identical_at_0": bool((bare == found[0.0]).all()) and _off_is_bare(model, passages, torch[0.0]),
         "updates": {"compared": len(updates), "largest_error": two_digits(max(u.error for u in updates))},
     }
-    if exact:
-        with running(served, [adapter], slots=1, threads=threads, log=log) as llama:
-            found = {s: measured(llama, passages, [s], torch[s].shape[1], f"{expert}: as served, {s:g}") for s in SCALES}
-        result["as_served"] = {f"{s:g}": figures(torch[s], found[s], TIE) for s in SCALES}
+    both = Both(expert, model, adapter, home.work / "logs" / f"parity-{expert}.log", profile.gguf is None)
+    if both.exact:
+        result |= {"base": "as float32", **compare(both, passages, _float32_gguf(home, profile))}
+        beside = in_both(both, passages[::2], served, "as served", exact=False)
+        result["as_served"] = {f"{s:g}": figures(peft, cpp, TIE) for s, (peft, cpp) in beside.items()}
+    else:
+        result |= {"base": profile.gguf, **compare(both, passages, served)}
     if missed := judge(result, updates):
         raise UserError(f"{expert}: parity missed: {'; '.join(missed)}\n  {blame(updates, adapter)}")
     write_json(home.expert(expert, "parity.json"), result)
     return result
+
+
+@dataclass(frozen=True)
+class Both:
+    """The trained adapter in PEFT and the shipped one in llama.cpp."""
+
+    expert: str
+    model: Any  # PeftModel, float32
+    adapter: Path  # GGUF
+    log: Path
+    exact: bool  # the base is a folder, and can be compared as float32
+
+    @property
+    def threads(self) -> int | None:
+        return 1 if self.exact else None  # so small a base is computed while more threads would wait for one another
+
+
+def compare(both: Both, passages: list[Passage], base: Path) -> Figures:
+    """Both on `passages` at all scales, and each at scale 0 beside its own bare base."""
+    pairs = in_both(both, passages, base, "in both", both.exact)
+    peft, cpp = pairs[0.0]
+    limits = {"kl_mean": MOST_KL, "kl_max": MOST_KL, "tie": TIE} if both.exact else loosened(peft, cpp)
+    with running(base, slots=1, threads=both.threads, exact=both.exact, log=both.log) as llama:
+        bare = measured(llama, passages, [], peft.shape[1], f"{both.expert}: bare base")
+    with both.model.disable_adapter():
+        off = _log_probabilities(both.model, passages)
+    return {
+        "limits": limits,
+        "scales": {f"{s:g}": figures(*pair, limits["tie"]) for s, pair in pairs.items()},
+        "identical_at_0": bool((bare == cpp).all() and (off == peft).all()),
+    }
+
+
+def in_both(
+    both: Both, passages: list[Passage], base: Path, name: str, exact: bool
+) -> "dict[float, tuple[np.ndarray, np.ndarray]]":
+    """Scale -> log-probabilities of PEFT and of llama.cpp on `base`, float64 [positions, vocabulary] each."""
+    pairs = {}
+    with running(base, [both.adapter], slots=1, threads=both.threads, exact=exact, log=both.log) as llama:
+        for scale in SCALES:
+            peft = reference(both.model, passages, scale)
+            label = f"{both.expert}: {name}, scale {scale:g}"
+            pairs[scale] = peft, measured(llama, passages, [scale], peft.shape[1], label)
+    return pairs
 
 
 def judge(result: Figures, updates: list[Update]) -> list[str]:
@@ -169,11 +203,6 @@ def reference(model: Any, passages: list[Passage], scale: float) -> "np.ndarray"
         return _log_probabilities(model, passages)
 
 
-def _off_is_bare(model: Any, passages: list[Passage], at_zero: "np.ndarray") -> bool:
-    with model.disable_adapter():
-        return bool((_log_probabilities(model, passages) == at_zero).all())
-
-
 def _log_probabilities(model: Any, passages: list[Passage]) -> "np.ndarray":
     import numpy as np
     import torch
@@ -195,12 +224,14 @@ def measured(llama: Llama, passages: list[Passage], scales: list[float], size: i
     import numpy as np
 
     found = np.empty((sum(len(p.ends) for p in passages), size))
+    gc.freeze()  # else torch's million objects are walked again for the thousands of every reply: half the time
     for row, reply in zip(found, track(_replies(llama, passages, scales, size), name, len(found)), strict=True):
         top = reply["completion_probabilities"][0]["top_logprobs"]
         tokens = np.array([entry["id"] for entry in top])
         if len(tokens) != size or tokens.max() >= size:
             raise UserError(f"llama.cpp's base has {len(tokens)} tokens, torch's {size}; the GGUF is of another base")
-        row[tokens] = np.maximum([entry["logprob"] for entry in top], NOTHING)
+        row[tokens] = np.maximum(np.array([entry["logprob"] for entry in top], float), NOTHING)
+    gc.unfreeze()
     # llama.cpp's probabilities are float32 and do not quite add up to 1, which would stand in the divergence.
     return np.asarray(found - np.log(np.exp(found).sum(1, keepdims=True)))
 
@@ -215,7 +246,7 @@ def _replies(llama: Llama, passages: list[Passage], scales: list[float], size: i
 
 
 def figures(peft: "np.ndarray", cpp: "np.ndarray", tie: float) -> Figures:
-    """Kullback-Leibler divergence (nats) of llama.cpp's distributions from PEFT's; how often the best token is the same.
+    """Kullback-Leibler divergence (nats) of llama.cpp from PEFT, and how often their best token is the same.
 
     Args:
         peft, cpp: log-probabilities, float64 [positions, vocabulary].
@@ -255,29 +286,39 @@ def _float32_gguf(home: Home, profile: Profile) -> Path:
     folder = profile.model_path(home)
     assert folder  # base_gguf has refused a hub base without a GGUF
     path = home.work / f"base-{folder_revision(folder)}-float32.gguf"
-    return once(path, lambda temporary: export_base(folder, temporary, matrices="float32"))
+    return once(path, lambda temporary: export_base(folder, temporary, matrices="F32"))
 
 
 # -- the update of every weight -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is added to one weight is B A."""
+
+    a: "np.ndarray"  # [rank, in]
+    b: "np.ndarray"  # [out, rank], its scale multiplied in
+    most: float = 0.0  # the relative error that the types of both explain
 
 
 def compare_updates(model: Any, file: Path) -> list[Update]:
     """The update of each weight in the GGUF beside PEFT's, in the model's order; then what PEFT does not have.
 
     Raises:
-        UserError: the GGUF cannot be read, or PEFT trains a module that has no name in GGUF.
+        UserError: the GGUF cannot be read, or PEFT trains a module that has no name in it.
     """
-    gguf = _read_gguf(file)
-    names, found = _names(gguf.architecture, model.config.num_hidden_layers), []
+    architecture, pairs = read_pairs(file)
+    config, found = model.config.get_text_config(), []
+    names = _names(architecture, config.num_hidden_layers)
     for module, layer in _lora_layers(model):
         name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
         if name is None:
-            raise UserError(f"{relative(file)}: {module} has no name in a GGUF of {gguf.architecture}")
+            raise UserError(f"{relative(file)}: {module} has no name in a GGUF of {architecture}")
         a, b = (side["default"].weight.detach().numpy() for side in (layer.lora_A, layer.lora_B))
-        if gguf.architecture in PERMUTED:
-            b = _permuted(b, name, model.config)
-        found.append(_update(name, gguf.pairs.pop(name, None), (a, b * layer.scaling["default"])))
-    return found + [Update(name, float("inf"), float("inf"), 0.0) for name in gguf.pairs]
+        if architecture in PERMUTED:
+            b = interleaved(b, name, config)
+        found.append(_update(name, pairs.pop(name, None), Pair(a, b * layer.scaling["default"])))
+    return found + [Update(name, float("inf"), float("inf"), 0.0) for name in pairs]
 
 
 def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -285,71 +326,70 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            yield name.removeprefix("base_model.model."), module
+            yield name.removeprefix("base_model.model.").replace("language_model.", ""), module
 
 
-@dataclass(frozen=True)
-class _Gguf:
-    architecture: str
-    pairs: dict[str, tuple["np.ndarray", "np.ndarray", str]]  # weight -> A [rank, in], scaled B [out, rank], type
+def read_pairs(file: Path) -> tuple[str, dict[str, Pair]]:
+    """The architecture of a GGUF adapter, and its pairs by the name of their weight, float32, scaled by its alpha.
 
-
-def _read_gguf(file: Path) -> _Gguf:
+    Raises:
+        UserError: the file is damaged, or no adapter.
+    """
     from gguf import GGUFReader
-    from gguf.quants import dequantize
 
     try:
         reader = GGUFReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{relative(file)}: cannot be read as a GGUF adapter ({error})\n  then run: dmoe export") from None
+        raise UserError(f"{relative(file)}: is no GGUF adapter ({error})\n  then run: dmoe export") from None
     alpha = reader.fields.get("adapter.lora.alpha")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     pairs = {}
     for name in sorted({name.rpartition(".")[0] for name in tensors}):
-        sides = [tensors.get(f"{name}.lora_{side}") for side in "ab"]
-        if sides[0] is None or sides[1] is None:
-            continue  # half a pair: llama.cpp would not load it, and here it counts as missing
-        a, b = (dequantize(side.data, side.tensor_type) for side in sides if side)
-        # As llama.cpp reads it: no alpha, or 0, is scale 1.
-        scale = float(alpha.contents()) / b.shape[1] if alpha and alpha.contents() else 1.0
-        pairs[name] = (a, b * scale, sides[0].tensor_type.name)
-    return _Gguf(architecture, pairs)
+        a, b = (tensors.get(f"{name}.lora_{side}") for side in "ab")
+        if a and b:  # half a pair is missing as a whole
+            pairs[name] = _pair(a, b, float(alpha.contents()) if alpha else 0.0)
+    return architecture, pairs
+
+
+def _pair(a: Any, b: Any, alpha: float) -> Pair:
+    from gguf.quants import dequantize
+
+    values = [dequantize(side.data, side.tensor_type) for side in (a, b)]
+    scale = alpha / values[1].shape[1] if alpha else 1.0  # as llama.cpp reads it: no alpha, or 0, is scale 1
+    most = max(MOST_ERROR.get(side.tensor_type.name, MOST_ERROR_QUANTISED) for side in (a, b))
+    return Pair(values[0], values[1] * scale, most)
 
 
 def _names(architecture: str, layers: int) -> Any:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    known = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    return get_tensor_name_map(known[architecture], layers)
+    return get_tensor_name_map(next(a for a, name in MODEL_ARCH_NAMES.items() if name == architecture), layers)
 
 
-def _permuted(b: "np.ndarray", name: str, config: Any) -> "np.ndarray":
-    """The rows of a q or k matrix, from rotary halves (transformers) to rotary pairs (llama.cpp)."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-1])
-    if heads is None:
-        return b
-    return b.reshape(heads, 2, len(b) // heads // 2, -1).swapaxes(1, 2).reshape(b.shape)
+def interleaved(b: "np.ndarray", name: str, config: Any) -> "np.ndarray":
+    """The rows of a q or k matrix, from a head's two halves (transformers) to pairs of rows (llama.cpp)."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
+    return b.reshape(heads, 2, len(b) // heads // 2, -1).swapaxes(1, 2).reshape(b.shape) if heads else b
 
 
-def _update(name: str, found: Any, wanted: tuple["np.ndarray", "np.ndarray"]) -> Update:
-    """Compares B A with B A, neither of them ever made whole: of 14B models they are hundreds of megabytes each."""
+def _update(name: str, found: Pair | None, wanted: Pair) -> Update:
+    """Compares B A with B A, neither of them ever made whole: of a 14B model one is hundreds of megabytes."""
     import numpy as np
 
     if found is None:
         return Update(name, 1.0, 0.0, 0.0)
-    (a, b, kind), most = found, MOST_ERROR.get(found[2], MOST_ERROR_QUANTISED)
-    if a.shape[1] != wanted[0].shape[1] or len(b) != len(wanted[1]):
-        return Update(name, float("inf"), float("inf"), most)
+    if found.a.shape[1] != wanted.a.shape[1] or len(found.b) != len(wanted.b):
+        return Update(name, float("inf"), float("inf"), found.most)
     size = _inner(wanted, wanted) or np.finfo(float).tiny  # an adapter that was never trained: B is 0
-    together = np.concatenate([a, wanted[0]]), np.concatenate([b, -wanted[1]], 1)
-    error = np.sqrt(max(_inner(together, together), 0.0) / size)
-    return Update(name, float(error), float(_inner((a, b), wanted) / size), most)
+    rest = Pair(np.concatenate([found.a, wanted.a]), np.concatenate([found.b, -wanted.b], 1))
+    error = np.sqrt(np.maximum(_inner(rest, rest), 0.0) / size)
+    return Update(name, float(error), _inner(found, wanted) / size, found.most)
 
 
-def _inner(left: tuple["np.ndarray", "np.ndarray"], right: tuple["np.ndarray", "np.ndarray"]) -> float:
-    """The inner product of two updates, each given as (A, B)."""
-    (a, b), (c, d) = ([side.astype(float) for side in pair] for pair in (left, right))
+def _inner(left: Pair, right: Pair) -> float:
+    """The inner product of two updates: the trace of (B A)^T (D C), by the small matrices B^T D and A C^T."""
+    a, b, c, d = (side.astype(float) for side in (left.a, left.b, right.a, right.b))
     return float(((b.T @ d) * (a @ c.T)).sum())
 
 
@@ -362,7 +402,7 @@ def blame(updates: list[Update], file: Path) -> str:
     if first.error == float("inf"):
         text = "is not in PEFT's adapter, or has another shape there"
     elif not first.factor:
-        text = "is missing"
+        text = "is missing, or zero"
     else:
         text = f"its update differs by {first.error:.2g} of its size"
     factors = [u.factor for u in differing]
