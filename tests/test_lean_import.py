@@ -31,6 +31,7 @@ STAGES = (
     "train.sft",
     "train.score",
     "train.export",
+    "train.parity",
     "serve.gateway",
     "factory.query",
     "factory.leaks",

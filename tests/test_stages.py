@@ -68,12 +68,13 @@ EDITS = {
     "how a teacher is asked": ("factory/teacher/chat.py", "import", "\nimport", stages("generate")),
     "the teacher": ("params.yaml", "kind: phrases", "kind: other", stages("generate")),
     "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
+    "the comparison's module": ("train/parity.py", "from", "\nfrom", stages("parity")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
     "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
     "the base": (
         "profiles/pocket.yaml", "revision: ", "revision: x",
-        stages("generate", "build", "train", "export", "score", "package"),
+        stages("generate", "build", "train", "export", "parity", "score", "package"),
     ),
 }  # fmt: skip
 

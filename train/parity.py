@@ -88,14 +88,13 @@ def parity(home: Home, expert: str, profile: Profile) -> Figures:
         "updates": {"compared": len(updates), "largest_error": two_digits(max(u.error for u in updates))},
     }
     both = Both(expert, model, adapter, home.work / "logs" / f"parity-{expert}.log", profile.gguf is None)
-    if both.exact:
-        result |= {"base": "as float32", **compare(both, passages, _float32_gguf(home, profile))}
-        beside = in_both(both, passages[::2], served, "as served", exact=False)
-        result["as_served"] = {f"{s:g}": figures(peft, cpp, TIE) for s, (peft, cpp) in beside.items()}
-    else:
-        result |= {"base": profile.gguf, **compare(both, passages, served)}
+    base = _float32_gguf(home, profile) if both.exact else served
+    result |= {"base": "as float32" if both.exact else profile.gguf, **compare(both, passages, base)}
     if missed := judge(result, updates):
         raise UserError(f"{expert}: parity missed: {'; '.join(missed)}\n  {blame(updates, adapter)}")
+    if both.exact:
+        beside = in_both(both, passages[::2], served, "as served", exact=False)
+        result["as_served"] = {f"{s:g}": figures(*pair, TIE) for s, pair in beside.items()}
     write_json(home.expert(expert, "parity.json"), result)
     return result
 
