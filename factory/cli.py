@@ -209,8 +209,18 @@ def export(expert: Expert) -> None:
 
 
 @app.command()
+def parity(expert: Expert) -> None:
+    """Compare the GGUF file in llama.cpp with the trained adapter in PEFT, number for number (stage 5)."""
+    from factory.table import print_parity
+    from train.parity import parity
+
+    home, _, profile = _checkout(expert)
+    print_parity(expert, parity(home, expert, profile))
+
+
+@app.command()
 def score(expert: Expert) -> None:
-    """Measure the claim on the GGUF file, in llama.cpp (stage 5)."""
+    """Measure the claim on the GGUF file, in llama.cpp (stage 6)."""
     from train.base_gguf import full_gguf
     from train.score import score
 
@@ -220,7 +230,7 @@ def score(expert: Expert) -> None:
 
 @app.command()
 def gate(expert: Expert) -> None:
-    """Hold the scores against the template's gate (stage 6)."""
+    """Hold the scores against the template's gate (stage 7)."""
     from train.gate import gate
 
     home, _, profile = _checkout(expert)
@@ -232,7 +242,7 @@ def gate(expert: Expert) -> None:
 
 @app.command()
 def package(expert: Expert) -> None:
-    """Write the marketplace package and its manifest (stage 7)."""
+    """Write the marketplace package and its manifest (stage 8)."""
     from factory.package import package
 
     home, _, profile = _checkout(expert)

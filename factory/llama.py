@@ -101,6 +101,7 @@ def running(
     slots: int = 4,
     context: int = 1024,
     threads: int | None = None,
+    exact: bool = False,
     log: Path,
 ) -> Iterator[Llama]:
     """A server with `base` and all `adapters` loaded, each at scale 0.
@@ -111,6 +112,7 @@ def running(
         slots: requests worked on at once.
         context: tokens per slot, prompt and reply together.
         threads: of the CPU; None leaves it to llama.cpp.
+        exact: nothing is rounded to float16 that is float32 in torch; slower, for comparing numbers.
         log: file that llama.cpp writes to; replaced.
 
     Raises:
@@ -127,6 +129,7 @@ def running(
         "slots": slots,
         "context": context,
         "threads": threads,
+        "exact": exact,
         "key": key,
     }
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +218,9 @@ def _serve(settings: dict[str, Any]) -> str:
     p.n_parallel, p.n_ctx = settings["slots"], settings["slots"] * settings["context"]
     if settings["threads"]:
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = settings["threads"]
+    if settings["exact"]:  # flash attention rounds keys and values to float16 even from a float32 cache
+        p.cache_type_k = p.cache_type_v = xl.ggml_type.GGML_TYPE_F32
+        p.flash_attn_type = xl.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     p.cache_ram_mib = 0  # the RAM prompt cache gives one expert's keys and values to another
     p.n_ctx_checkpoints = 0
     p.fit_params = False  # the context is asked for, never shrunk to what fits

@@ -1,6 +1,6 @@
 """Stage package: all that a marketplace and an operator need of an expert, in one manifest and one tar.
 
-Reads the adapter, its GGUF, the scores, gate.json and the template; writes
+Reads the adapter, its GGUF, the scores, gate.json, parity.json and the template; writes
 experts/<expert>/<expert>.tar and, last, manifest.json. Equal inputs give equal bytes.
 Run: dmoe package <expert>
 """
@@ -29,6 +29,7 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         **{f"adapter/{p.name}": p for p in sorted(home.expert(expert, "adapter").iterdir())},
         "eval.json": home.expert(expert, "eval.json"),
         "gate.json": home.expert(expert, "gate.json"),
+        "parity.json": home.expert(expert, "parity.json"),
         "scores.parquet": home.expert(expert, "scores.parquet"),
     }
     manifest = describe(home, template, profile, measured)
@@ -92,6 +93,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
             "times_more": measured["times_more"],
             "length_ratio": measured["length_ratio"],
         },
+        "parity": read_json(home.expert(expert, "parity.json")),
     }
 
 

@@ -103,6 +103,23 @@ def print_made(expert: str, made: "Made") -> None:
     )
 
 
+def print_parity(expert: str, found: dict[str, Any]) -> None:
+    """What parity has measured: a row for each base and scale, then one line in words."""
+    columns = ["base", "scale", "KL mean (nats)", "KL max", "same best token", "ties"]
+    rows = []
+    for base, scales in ((found["base"], found["scales"]), ("as served (not gated)", found.get("as_served", {}))):
+        for scale, f in scales.items():
+            rows.append(
+                (base, scale, f"{f['kl_mean']:.1e}", f"{f['kl_max']:.1e}", f"{f['agreement']:.1%}", str(f["ties"]))
+            )
+    print_rows(columns, rows, "table")
+    updates = found["updates"]
+    sys.stdout.write(
+        f"{expert}: the GGUF is the trained adapter: {found['positions']} positions of {found['rows']} held-out rows "
+        f"agree, scale 0 is the bare base, {updates['compared']} updates equal within {updates['largest_error']:.1e}\n"
+    )
+
+
 def _cells(home: Home, expert: str, measured: dict[str, Any]) -> list[str]:
     base, own = measured["base"], measured["expert"]
     ceiling = measured.get("lexical_ceiling")

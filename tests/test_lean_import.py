@@ -32,6 +32,7 @@ STAGES = (
     "train.score",
     "train.export",
     "train.base_gguf",
+    "train.parity",
     "serve.gateway",
     "factory.query",
     "factory.leaks",

@@ -18,6 +18,7 @@ from serve.market import installed
 from train.base_gguf import base_gguf
 from train.export import export
 from train.gate import gate
+from train.parity import parity
 from train.score import score
 from train.sft import train
 
@@ -55,7 +56,11 @@ def test_seeds_become_a_packed_and_served_expert(small):
     held_to_nothing = type(profile)(**{**profile.__dict__, "gates": []})
     gate(small, "product", held_to_nothing)
 
+    with pytest.raises(UserError, match="parity.json"):  # what was not compared is not packed
+        package(small, "product", profile)
+    compared = parity(small, "product", profile)
     manifest = package(small, "product", profile)
+    assert manifest["parity"] == compared
     wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}
     assert wanted <= set(json.loads(small.expert("product", "manifest.json").read_text()))
     tar = small.expert("product", "product.tar")

@@ -75,12 +75,13 @@ EDITS = {
     "the exporter": ("train/export.py", "from", "\nfrom", stages("export")),
     "what both GGUFs are written by": ("train/tensors.py", "from", "\nfrom", stages("export", "score")),
     "the base's converter": ("train/base_gguf.py", "from", "\nfrom", stages("score")),
+    "the comparison's module": ("train/parity.py", "from", "\nfrom", stages("parity")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
     "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
     "the base": (
         "profiles/pocket.yaml", "revision: ", "revision: x",
-        stages("generate", "build", "train", "export", "score", "package"),
+        stages("generate", "build", "train", "export", "parity", "score", "package"),
     ),
 }  # fmt: skip
 

@@ -52,8 +52,8 @@ def full_gguf(home: Home, profile: Profile) -> Path | None:
     return base_gguf(home, replace(profile, gguf=None)) if profile.model_path(home) else None
 
 
-def export_base(model: Path, out: Path) -> None:
-    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices, float32 norms.
+def export_base(model: Path, out: Path, matrices: str = "F16") -> None:
+    """Writes the GGUF of a local Qwen3-architecture folder: float16 matrices (or F32), float32 norms.
 
     Args:
         model: folder with config.json, tokenizer.json and safetensors.
@@ -70,9 +70,9 @@ def export_base(model: Path, out: Path) -> None:
         writer = GGUFWriter(temporary, ARCHITECTURE)
         writer.add_name(model.name)
         try:
-            _add_hyperparameters(writer, config)
+            _add_hyperparameters(writer, config, matrices)
             _add_tokenizer(writer, model, config)
-            weights = _weights(model, config)
+            weights = _weights(model, config, matrices)
         except KeyError as error:
             raise UserError(f"{relative(model)}: its config or tokenizer lacks {error}; get the files again") from None
         write(writer, weights)
@@ -96,7 +96,7 @@ def _refuse_base(config: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {key}: {shown(value)} is not converted here; {cure}")
 
 
-def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
+def _add_hyperparameters(writer: Any, config: dict[str, Any], matrices: str) -> None:
     from gguf import LlamaFileType
 
     heads = config["num_attention_heads"]
@@ -112,7 +112,7 @@ def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config["rope_theta"]))
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(LlamaFileType.ALL_F32 if matrices == "F32" else LlamaFileType.MOSTLY_F16)
 
 
 def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _patterns(pre_tokenizer: dict[str, Any]) -> list[str]:
     return [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
 
 
-def _weights(model: Path, config: dict[str, Any]) -> list[Planned]:
+def _weights(model: Path, config: dict[str, Any], matrices: str) -> list[Planned]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     files = sorted(model.glob("model*.safetensors"))
@@ -167,12 +167,12 @@ def _weights(model: Path, config: dict[str, Any]) -> list[Planned]:
     wanted = 2 + 11 * config["num_hidden_layers"] + (not tied)
     if len({tensor.name for tensor in found}) != wanted:
         raise UserError(f"{relative(model)}: {len(found)} tensors where {wanted} were expected; files are missing")
-    return [_planned(tensor, names.get_name(tensor.name, try_suffixes=(".weight",))) for tensor in found]
+    return [_planned(tensor, names.get_name(tensor.name, try_suffixes=(".weight",)), matrices) for tensor in found]
 
 
-def _planned(tensor: Stored, target: str | None) -> Planned:
+def _planned(tensor: Stored, target: str | None, matrices: str) -> Planned:
     source = f"{relative(tensor.file)}: tensor {tensor.name}"
     if target is None:
         raise UserError(f"{source} has no place in a {ARCHITECTURE} GGUF")
-    kind = "F32" if len(tensor.shape) == 1 else "F16"
+    kind = "F32" if len(tensor.shape) == 1 else matrices
     return Planned(target, tensor.shape, kind, lambda: read(tensor), source)
