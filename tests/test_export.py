@@ -389,7 +389,7 @@ def test_the_stage_needs_no_torch_and_says_what_was_trained_on_what(checkout):
 def test_a_base_that_is_nowhere_is_told(checkout, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"profiles/far.yaml: base.model: the config.json of 'far/away' cannot be had"):
-        module.base_config(checkout, Profile("far", "far/away", None, None, "", {}, []))
+        module.base_config(checkout, Profile("far", "far/away", None, None, None, True, "", {}, []))
 
 
 def test_an_architecture_whose_adapters_are_not_written_is_refused(tmp_path):

@@ -70,7 +70,7 @@ ROBUSTNESS: dict[str, Callable[[str], Messages]] = {
 def told(template: Template, question: str) -> Messages:
     """The question behind a system prompt that asks for just what the expert does: a sceptic's own baseline."""
     d, output = template.declaration, template.output
-    lines = [d.description, "Reply in exactly one of these forms, word for word, with the braces filled in:"]
+    lines = ["Reply to every question in exactly one of these forms, word for word, with the braces filled in:"]
     lines += [f"- {form}" for form in output.forms]
     lines += [f"{{{name}}}: {slot.ask or 'one of the usual phrases'}" for name, slot in output.slots.items()]
     lines.append("The answers, of which the question decides:" if len(d.answers) > 1 else "The answer:")
