@@ -44,7 +44,7 @@ Outtype = Literal["f32", "f16", "bf16", "q8_0"]
 
 # The template's keys whose hash the file carries: what the expert says and how it was trained. How its rows were chosen
 # (generate, dedup, output.never) is not among them: the rows themselves are, by their own hash.
-TEMPLATE_KEYS = {"answers": True, "rivals": True, "output": {"tokens", "must", "forms", "slots"}, "train": True}
+TEMPLATE_KEYS: Any = {"answers": True, "rivals": True, "output": {"tokens", "must", "forms", "slots"}, "train": True}
 
 # What an adapter_config.json may hold that LoRA in GGUF cannot: key -> the cure.
 NOT_CARRIED = {
