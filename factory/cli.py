@@ -230,8 +230,18 @@ def gate(expert: Expert) -> None:
 
 
 @app.command()
+def audit(expert: Expert) -> None:
+    """Attack the expert for what it was trained on: canaries, verbatim rows, membership (stage 7)."""
+    from factory.table import print_rows
+    from train.audit import audit, table
+
+    home, _, profile = _checkout(expert)
+    print_rows(*table(audit(home, expert, profile)), "table")
+
+
+@app.command()
 def package(expert: Expert) -> None:
-    """Write the marketplace package and its manifest (stage 7)."""
+    """Write the marketplace package and its manifest (stage 8)."""
     from factory.package import package
 
     home, _, profile = _checkout(expert)

@@ -26,15 +26,29 @@ def train(home: Home, expert: str, profile: Profile) -> None:
     Raises:
         UserError: the base cannot be had or is a mixture of experts, or a row's loss mask is wrong.
     """
+    template = read_template(home.template(expert))
+    rows = read_rows(home.dataset(expert, "train.parquet"), ROWS, f"dmoe build {expert}")
+    with whole(home.expert(expert, "adapter")) as out:
+        fit(home, template, profile, rows, out.parent / "state").save_pretrained(out)
+        # PEFT writes where the base lies on this machine, and the modules in the chance order of a set.
+        config = read_json(out / "adapter_config.json")
+        config |= {"base_model_name_or_path": profile.model, "target_modules": sorted(config["target_modules"])}
+        write_json(out / "adapter_config.json", config)
+        (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
+
+
+def fit(home: Home, template: Template, profile: Profile, rows: list[dict[str, Any]], state: Path) -> Any:
+    """The expert's recipe on `rows`: the base with a trained adapter on it (a PEFT model). `state` is scratch.
+
+    Raises:
+        UserError: the base cannot be had or is a mixture of experts, or a row's loss mask is wrong.
+    """
     from peft import LoraConfig
     from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
     from trl import SFTTrainer
 
     _keep_memory()
-    template = read_template(home.template(expert))
-    data = home.dataset(expert, "train.parquet")
-    rows = read_rows(data, ROWS, f"dmoe build {expert}")
     set_seed(SEED)
     tokenizer = load_tokenizer(home, profile)
     model = load_base(home, profile)
@@ -42,20 +56,14 @@ def train(home: Home, expert: str, profile: Profile) -> None:
     lora = LoraConfig(
         r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with whole(home.expert(expert, "adapter")) as out:
-        trainer = SFTTrainer(
-            model=model, processing_class=tokenizer, peft_config=lora, train_dataset=_dataset(rows),
-            args=_arguments(template, profile, len(rows), out.parent / "state"),
-        )  # fmt: skip
-        prove_labels(trainer, rows, tokenizer)
-        with disable_input_dtype_casting(trainer.model):
-            trainer.train()
-        trainer.model.save_pretrained(out)
-        # PEFT writes where the base lies on this machine, and the modules in the chance order of a set.
-        config = read_json(out / "adapter_config.json")
-        config |= {"base_model_name_or_path": profile.model, "target_modules": sorted(config["target_modules"])}
-        write_json(out / "adapter_config.json", config)
-        (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, peft_config=lora, train_dataset=_dataset(rows),
+        args=_arguments(template, profile, len(rows), state),
+    )  # fmt: skip
+    prove_labels(trainer, rows, tokenizer)
+    with disable_input_dtype_casting(trainer.model):
+        trainer.train()
+    return trainer.model
 
 
 def _keep_memory() -> None:

@@ -1,0 +1,462 @@
+"""Stage audit: what three attacks get out of an expert about the rows that it was trained on.
+
+1. Canaries: random codes planted in the rows of a throw-away adapter. Does it know them from codes never planted?
+   Exposure in bits, after Carlini et al., "The Secret Sharer": log2 |R| - log2 rank, R the codes compared.
+2. Verbatim: does the adapter finish a training question from its first half, or give a row's exact output?
+3. Membership: does the loss tell training rows from held-out ones?
+
+A loss is always the adapter's less the base's, so that what the base knows already does not count.
+Reads train.parquet, holdout.parquet, the adapter, the base, `train` of the template and of the profile;
+writes experts/<expert>/audit.json. Run: dmoe audit <expert>
+"""
+
+import copy
+import math
+import random
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from factory.paths import Home, Profile
+from factory.progress import track
+from factory.schema import ROWS, read_rows
+from factory.store import write_json
+from factory.template import read_template
+from train.base import load_base, load_tokenizer
+from train.score import interval, spread
+from train.sft import SEED, fit
+
+BATCH = 32
+CODE = "The code is"  # before a canary's words
+Row = dict[str, Any]
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: on two cores and the pocket base about a minute."""
+
+    examples: int = 1344  # rows times epochs that the throw-away adapter sees
+    in_questions: int = 24  # canaries
+    in_answers: int = 8
+    repeats: int = 2  # of each canary's row, in every epoch
+    words: int = 4  # of a code
+    references: int = 1023  # codes never planted, with which a canary's own loss is compared
+    reply_references: int = 15  # the same for the loss of the reply: each costs a whole row
+    rows: int = 240  # of training and as many held out, for verbatim and membership
+    draws: int = 1000  # of the bootstrap
+
+
+PLAN = Plan()
+
+
+def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[str, Any]:
+    """Runs the three attacks and writes audit.json, whole or not at all; returns it."""
+    from peft import PeftModel
+
+    template = read_template(home.template(expert))
+    training, held_out = (_shuffled(home, expert, name) for name in ("train", "holdout"))
+    tokenizer = load_tokenizer(home, profile)
+    epochs = template.declaration.train.epochs * profile.train["epochs_factor"]
+    planted = plant_canaries(tokenizer, training, plan, epochs)
+    with tempfile.TemporaryDirectory() as state:
+        model = fit(home, template, profile, planted.rows, Path(state)).eval()
+    trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(plan.repeats * epochs)}
+    figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
+    model = PeftModel.from_pretrained(_placed(load_base(home, profile)), str(home.expert(expert, "adapter"))).eval()
+    figures |= known_rows(model, tokenizer, spread(training, plan.rows), spread(held_out, plan.rows), plan.draws)
+    about = {"base_model": profile.model, "about": profile.about, "settings": asdict(plan)}
+    result = {**about, **figures, "says": says(figures)}
+    write_json(home.expert(expert, "audit.json"), result)
+    return result
+
+
+def _shuffled(home: Home, expert: str, name: str) -> list[Row]:
+    """In chance order: the first row of each seed is the plainest, and `spread` takes the first ones first."""
+    rows = read_rows(home.dataset(expert, f"{name}.parquet"), ROWS, f"dmoe build {expert}")
+    return random.Random(SEED).sample(rows, len(rows))
+
+
+def _placed(model: Any) -> Any:
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row in the base's tokens, and where its question and its reply (with the token that ends it) stand."""
+
+    ids: list[int]
+    question: slice
+    reply: slice
+
+    @property
+    def rest(self) -> slice:
+        """The second half of the question."""
+        return slice((self.question.start + self.question.stop) // 2, self.question.stop)
+
+
+def encode(tokenizer: Any, row: Row) -> Text:
+    """The row as the trainer sees it; what the chat template puts behind the reply's end is left off."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    question, output = row["instruction"].strip(), row["output"].strip()
+    start, end = prompt.rindex(question), text.rindex(output) + len(output) + len(tokenizer.eos_token)
+
+    def span(first: int, last: int) -> slice:
+        inside = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if first <= a < b <= last]
+        return slice(inside[0], inside[-1] + 1)
+
+    reply = span(len(prompt), end)
+    return Text(tokens["input_ids"][: reply.stop], span(start, start + len(question)), reply)
+
+
+def read(model: Any, texts: list[Text], name: str) -> list[tuple[Any, Any]]:
+    """For each text two vectors, an entry a token: its loss in nats, and whether it was the likeliest there.
+
+    Likeliest at every place of a span: greedy decoding says the span. The first token's loss is not defined: 0.
+    """
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))  # little padding
+    chunks = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    found: dict[int, tuple[Any, Any]] = {}
+    for chunk in track(chunks, name, len(chunks)):
+        rows = [torch.tensor(texts[i].ids) for i in chunk]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=mask.to(model.device)).logits[:, :-1].float()
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            likeliest = logits.argmax(-1) == ids[:, 1:]
+        both = [torch.nn.functional.pad(values, (1, 0)).cpu().numpy() for values in (loss.double(), likeliest)]
+        found |= {i: (both[0][k], both[1][k]) for k, i in enumerate(chunk)}
+    return [found[i] for i in range(len(texts))]
+
+
+def read_codes(model: Any, prefix: list[int], codes: list[list[int]]) -> Any:
+    """The loss in nats of each code, its tokens' sum, after one prefix, which is computed once."""
+    import torch
+
+    losses = []
+    with torch.inference_mode():
+        head = model(input_ids=torch.tensor([prefix], device=model.device), use_cache=True)
+        for first in range(0, len(codes), 256):
+            ids = torch.tensor(codes[first : first + 256], device=model.device)
+            cache = copy.deepcopy(head.past_key_values)
+            cache.batch_repeat_interleave(len(ids))
+            tail = model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits
+            logits = torch.cat([head.logits[:, -1:].expand(len(ids), 1, -1), tail], 1).float()
+            losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1))
+    return torch.cat(losses).double().cpu().numpy()
+
+
+# -- attack 1: canaries ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A code planted in a row, and a decoy: a code of the same draw that never was."""
+
+    row: Row
+    where: str  # instruction or output
+    code: str  # begins with a blank, as its first token does
+    decoy: str
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What the throw-away adapter is trained on, and the codes never planted that its canaries are ranked among."""
+
+    rows: list[Row]
+    canaries: list[Canary]
+    references: list[str]
+
+
+def draw_codes(tokenizer: Any, count: int, words: int) -> list[str]:
+    """Different codes of `words` words, each word one token of the base: all are equally long and equally likely."""
+    dice, known = random.Random(SEED), []
+    for i in range(len(tokenizer)):
+        name = tokenizer.decode([i])
+        if re.fullmatch(" [a-z]{4,}", name) and tokenizer.encode(name, add_special_tokens=False) == [i]:
+            known.append(name)
+    codes: dict[str, None] = {}
+    while len(codes) < count:
+        codes["".join(dice.choices(known, k=words))] = None
+    return list(codes)
+
+
+def plant_canaries(tokenizer: Any, rows: list[Row], plan: Plan, epochs: float) -> Planted:
+    """Puts codes into some of `rows`, which are taken out as they were, and adds more rows up to the plan."""
+    count = plan.in_questions + plan.in_answers
+    codes = draw_codes(tokenizer, 2 * count + plan.references, plan.words)
+    places = ["instruction"] * plan.in_questions + ["output"] * plan.in_answers
+    found = [Canary(*each) for each in zip(rows, places, codes, codes[count:], strict=False)]
+    marked = [plant(canary.row, canary.where, canary.code) for canary in found]
+    others = spread(rows[count:], max(0, round(plan.examples / epochs) - count * plan.repeats))
+    return Planted(marked * plan.repeats + others, found, codes[2 * count :])
+
+
+def plant(row: Row, where: str, code: str) -> Row:
+    """The row with the code at the beginning of its instruction or output."""
+    text = f"{CODE}{code}. {row[where]}"
+    place, role = ("prompt", "user") if where == "instruction" else ("completion", "assistant")
+    return {**row, where: text, place: [*row[place][:-1], {"role": role, "content": text}]}
+
+
+def canaries(model: Any, tokenizer: Any, planted: Planted, plan: Plan) -> Figure:
+    """Exposure of codes in questions and in answers by their own loss, and of those in questions by the reply's."""
+    asked, answered = ([c for c in planted.canaries if c.where == place] for place in ("instruction", "output"))
+    few = planted.references[: plan.reply_references]
+    found = {
+        "question": (by_own_loss(model, tokenizer, asked, planted.references), planted.references),
+        "question_by_reply": (by_reply(model, tokenizer, asked, few), few),
+        "answer": (by_own_loss(model, tokenizer, answered, planted.references), planted.references),
+    }
+    return {name: _exposures(pairs, len(among), plan.draws) for name, (pairs, among) in found.items()}
+
+
+def by_own_loss(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[tuple[float, float]]:
+    """(exposure of the code, of its decoy) by the loss of the code's own tokens, behind what stands before them."""
+    behind: dict[str, list[Canary]] = defaultdict(list)  # the same text before several: one pass
+    for canary in group:
+        row = plant(canary.row, canary.where, canary.code)
+        text = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
+        behind[text[: text.index(CODE + canary.code) + len(CODE)]].append(canary)
+    found = []
+    for prefix, those in track(behind.items(), "canaries by their own loss", len(behind)):
+        codes = [code for c in those for code in (c.code, c.decoy)] + references
+        head, *ids = tokenizer([prefix, *codes], add_special_tokens=False)["input_ids"]
+        own, base = _both(model, partial(read_codes, model, head, ids))
+        bits = _ranked((own - base).tolist(), 2 * len(those))
+        found += list(zip(bits[::2], bits[1::2], strict=True))
+    return found
+
+
+def by_reply(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[tuple[float, float]]:
+    """The same by the loss of the reply that was trained behind the code: the way a question could leak into it."""
+    texts = [
+        encode(tokenizer, plant(c.row, c.where, code)) for c in group for code in (c.code, c.decoy, *references)
+    ]  # fmt: skip
+    own, base = _both(model, partial(read, model, texts, "canaries by the reply's loss"))
+    losses = [_mean_loss(o, t.reply) - _mean_loss(b, t.reply) for o, b, t in zip(own, base, texts, strict=True)]
+    size = 2 + len(references)
+    return [tuple(_ranked(losses[i : i + size], 2)) for i in range(0, len(losses), size)]  # type: ignore[misc]
+
+
+def _both(model: Any, measure: Callable[[], Any]) -> tuple[Any, Any]:
+    """What `measure` gives with the adapter, and without it."""
+    own = measure()
+    with model.disable_adapter():
+        return own, measure()
+
+
+def _ranked(losses: list[float], own: int) -> list[float]:
+    """The exposure of each of the first `own` losses among the others."""
+    return [exposure(loss, losses[own:]) for loss in losses[:own]]
+
+
+def exposure(own: float, others: Sequence[float]) -> float:
+    """log2 |R| - log2 rank in bits; R is `own` and the `others`, rank 1 the lowest loss, a tie half a rank."""
+    rank = 1 + sum(loss < own for loss in others) + sum(loss == own for loss in others) / 2
+    return math.log2(len(others) + 1) - math.log2(rank)
+
+
+def _exposures(pairs: list[tuple[float, float]], references: int, draws: int) -> Figure:
+    """Mean bits of planted codes and of decoys, with what is the most and what chance gives with so many references."""
+    n = references + 1
+    of_each = {
+        "planted": [own for own, _ in pairs],
+        "never_planted": [decoy for _, decoy in pairs],
+        "difference": [own - decoy for own, decoy in pairs],
+    }
+    means = {name: mean_of(bits, draws) for name, bits in of_each.items()}
+    chance = math.log2(n) - math.lgamma(n + 1) / math.log(2) / n  # the mean over all ranks
+    return {"n": len(pairs), "most": round(math.log2(n), 2), "chance": round(chance, 2), **means}
+
+
+# -- attacks 2 and 3: rows ------------------------------------------------------------------------
+
+
+def known_rows(model: Any, tokenizer: Any, training: list[Row], held_out: list[Row], draws: int) -> Figure:
+    """Verbatim and membership: what the expert says of rows that it was trained on, and of others."""
+    rows = {"train": training, "holdout": held_out}
+    texts = [encode(tokenizer, row) for row in training + held_out]
+    own, base = _both(model, partial(read, model, texts, "training and held-out rows"))
+    reads = list(zip(training + held_out, texts, own, base, strict=True))
+    arms = {"train": reads[: len(training)], "holdout": reads[len(training) :]}
+    counted = {name: {"n": len(arm), "seeds": len({row["seed_id"] for row in arm})} for name, arm in rows.items()}
+    return {
+        "rows": counted,
+        "verbatim": {part: _verbatim(arms, part) for part in ("rest", "reply")},
+        "membership": {part: _membership(arms, part, draws) for part in ("question", "reply")},
+    }
+
+
+def _verbatim(arms: dict[str, list[Any]], part: str) -> Figure:
+    """How often greedy decoding says the part of a row as it stands there."""
+    found: Figure = {}
+    for name, arm in arms.items():
+        said = [(row["seed_id"], [bool(r[1][getattr(text, part)].all()) for r in both]) for row, text, *both in arm]
+        found[name] = {who: interval((seed, yes[k]) for seed, yes in said) for k, who in enumerate(("expert", "base"))}
+    found["beyond_base"] = difference(found["train"]["expert"], found["train"]["base"])
+    found["beyond_held_out"] = difference(found["train"]["expert"], found["holdout"]["expert"])
+    return found
+
+
+def _membership(arms: dict[str, list[Any]], part: str, draws: int) -> Figure:
+    scores = {
+        name: [
+            (row["seed_id"], _mean_loss(own, getattr(text, part)) - _mean_loss(base, getattr(text, part)))
+            for row, text, own, base in arm
+        ]
+        for name, arm in arms.items()
+    }
+    return auc(scores["train"], scores["holdout"], draws)
+
+
+def _mean_loss(reading: tuple[Any, Any], span: slice) -> float:
+    return float(reading[0][span].mean())
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """a - b of two rates with their intervals, by Newcombe: honest where one of them is 0 or 1."""
+    low = math.hypot(a["rate"] - a["low"], b["high"] - b["rate"])
+    high = math.hypot(a["high"] - a["rate"], b["rate"] - b["low"])
+    point = a["rate"] - b["rate"]
+    return {"rate": round(point, 4), "low": round(point - low, 4), "high": round(point + high, 4)}
+
+
+def mean_of(values: list[float], draws: int) -> dict[str, float]:
+    """Mean and 95 % bootstrap interval of independent values, in bits."""
+    import numpy as np
+
+    held = np.array(values)
+    means = held[np.random.default_rng(SEED).integers(0, len(held), (draws, len(held)))].mean(1)
+    return _figure("bits", float(held.mean()), means, 2)
+
+
+def auc(members: list[tuple[str, float]], others: list[tuple[str, float]], draws: int) -> dict[str, float]:
+    """How often a member's score is below another's, ties half, with a 95 % bootstrap interval clustered by seed."""
+    import numpy as np
+
+    kinds = [sorted({seed for seed, _ in scores}) for scores in (members, others)]
+    wins, pairs = np.zeros((2, len(kinds[0]), len(kinds[1])))
+    where = [{seed: i for i, seed in enumerate(kind)} for kind in kinds]
+    for seed, score in members:
+        for other, its in others:
+            i, j = where[0][seed], where[1][other]
+            wins[i, j] += (score < its) + (score == its) / 2
+            pairs[i, j] += 1
+    dice = np.random.default_rng(SEED)
+    times = [dice.multinomial(len(kind), np.full(len(kind), 1 / len(kind)), draws) for kind in kinds]
+    drawn = [np.einsum("di,ij,dj->d", times[0], table, times[1], optimize=True) for table in (wins, pairs)]
+    return _figure("auc", float(wins.sum() / pairs.sum()), drawn[0] / drawn[1], 4)
+
+
+def _figure(name: str, point: float, drawn: Any, digits: int) -> dict[str, float]:
+    import numpy as np
+
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {name: round(point, digits), "low": round(float(low), digits), "high": round(float(high), digits)}
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def says(figures: Figure) -> list[str]:
+    """What was measured, in sentences that claim no more."""
+    c, v, m, rows = (figures[name] for name in ("canaries", "verbatim", "membership", "rows"))
+    n = rows["train"]["n"]
+    return [
+        f"A throw-away adapter was trained by the same recipe on {c['rows']} rows, among them codes planted in "
+        f"{c['question']['n']} questions and in {c['answer']['n']} answers, each seen {c['times_seen']} times.",
+        f"Codes in questions, by their own loss: {_bits(c['question'])}",
+        f"Codes in questions, by the loss of the reply behind them: {_bits(c['question_by_reply'])}",
+        f"Codes in answers, by their own loss: {_bits(c['answer'])}",
+        f"Given the first half of a training question, the expert goes on with the rest of it, word for word, in "
+        f"{_rate(v['rest']['train']['expert'])} of {n} rows, the base in {_rate(v['rest']['train']['base'])}: "
+        f"{_compared(v['rest']['beyond_base'], 'rate')}.",
+        f"Given a whole training question, it gives that row's exact answer in {_rate(v['reply']['train']['expert'])}, "
+        f"for held-out questions in {_rate(v['reply']['holdout']['expert'])}: "
+        f"{_compared(v['reply']['beyond_held_out'], 'rate')}. Such answers are what it is for; only what it gives "
+        f"more often for training questions is learnt by heart.",
+        f"Training rows are told from held-out ones by the reply's loss with an AUC of {_auc(m['reply'])}, by the "
+        f"question's with {_auc(m['question'])}; 0.5 is chance, 1 certainty. Held-out rows are of other seeds: "
+        f"it is seeds that are told apart, not rows of one seed.",
+        "This is evidence from these three attacks on this base and these rows, not a guarantee.",
+    ]
+
+
+def table(result: Figure) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Columns and rows for a terminal: each attack, what it found, and what that is to be compared with."""
+    c, v, m = (result[name] for name in ("canaries", "verbatim", "membership"))
+    bits = [(c[name], "never planted") for name in ("question", "question_by_reply", "answer")]
+    names = ("codes in questions (bits)", "the same, by the reply's loss", "codes in answers (bits)")
+    rows = [
+        (
+            name,
+            _range(f["planted"], "bits", 2),
+            f"{_range(f['never_planted'], 'bits', 2)} {what}",
+            _range(f["difference"], "bits", 2, "+"),
+        )
+        for name, (f, what) in zip(names, bits, strict=True)
+    ]
+    rest, reply = v["rest"], v["reply"]
+    rows += [
+        (
+            "rest of a training question",
+            _rate(rest["train"]["expert"]),
+            f"{_rate(rest['train']['base'])} base",
+            _range(rest["beyond_base"], "rate", 3, "+"),
+        ),
+        (
+            "exact answer of a training row",
+            _rate(reply["train"]["expert"]),
+            f"{_rate(reply['holdout']['expert'])} held out",
+            _range(reply["beyond_held_out"], "rate", 3, "+"),
+        ),
+        ("membership by the reply (AUC)", _auc(m["reply"]), "0.5 chance", ""),
+        ("membership by the question (AUC)", _auc(m["question"]), "0.5 chance", ""),
+    ]
+    return ["attack", "found (95 %)", "beside", "difference"], rows
+
+
+def _bits(found: Figure) -> str:
+    planted, never = (f"{_range(found[name], 'bits', 2)}" for name in ("planted", "never_planted"))
+    return (
+        f"{planted} bits of at most {found['most']:g}; codes never planted: {never}; chance: {found['chance']:g}. "
+        f"Planted against never planted: {_compared(found['difference'], 'bits')}."
+    )
+
+
+def _compared(found: dict[str, float], name: str) -> str:
+    """A difference with its interval, and whether that leaves out zero."""
+    told = "more" if found["low"] > 0 else "less" if found["high"] < 0 else "not told apart"
+    return f"{told}, {_range(found, name, 2 if name == 'bits' else 3, '+')}"
+
+
+def _rate(found: dict[str, float]) -> str:
+    return _range(found, "rate", 3)
+
+
+def _auc(found: dict[str, float]) -> str:
+    return _range(found, "auc", 3)
+
+
+def _range(found: dict[str, float], name: str, digits: int, sign: str = "") -> str:
+    low, middle, high = (f"{found[key]:{sign}.{digits}f}" for key in ("low", name, "high"))
+    return f"{middle} ({low} to {high})"
