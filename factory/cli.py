@@ -232,11 +232,11 @@ def gate(expert: Expert) -> None:
 @app.command()
 def audit(expert: Expert) -> None:
     """Attack the expert for what it was trained on: canaries, verbatim rows, membership (stage 7)."""
-    from factory.table import print_rows
-    from train.audit import audit, table
+    from factory.table import audit_table
+    from train.audit import audit
 
     home, _, profile = _checkout(expert)
-    print_rows(*table(audit(home, expert, profile)), "table")
+    audit_table(audit(home, expert, profile))
 
 
 @app.command()

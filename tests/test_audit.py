@@ -13,10 +13,21 @@ from factory.paths import Home, read_params, read_profile
 from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from factory.template import read_template
-from train import audit as audits
 from train import sft
-from train.audit import Plan, auc, audit, canaries, difference, encode, exposure, known_rows, plant_canaries, read
+from train.audit import (
+    Plan,
+    auc,
+    audit,
+    canaries,
+    difference,
+    draw_codes,
+    exposure,
+    exposures,
+    plant_canaries,
+    rows_known,
+)
 from train.base import load_base, load_tokenizer
+from train.losses import Text, encode, read, read_codes
 from train.score import wilson
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers warn of one another
@@ -93,10 +104,10 @@ def test_exposure_is_what_a_hand_computes():
 
 
 def test_what_chance_gives_is_the_mean_over_all_ranks():
-    found = audits._exposures([(2.0, 0.0), (1.0, 1.0)], 3, 100)
+    found = exposures([(2.0, 0.0), (1.0, 1.0)], 3, 100)
     assert found["chance"] == round((2 + 1 + 2 - math.log2(3) + 0) / 4, 2) and found["most"] == 2
     assert found["planted"]["bits"] == 1.5 and found["difference"]["bits"] == 1.0
-    assert audits._exposures([(1.0, 1.0)], 1023, 9)["chance"] == pytest.approx(1 / math.log(2), abs=0.02)
+    assert exposures([(1.0, 1.0)], 1023, 9)["chance"] == pytest.approx(1 / math.log(2), abs=0.02)
 
 
 def test_the_difference_of_two_rates_is_newcombes():
@@ -153,16 +164,16 @@ def test_what_is_likeliest_everywhere_is_what_greedy_decoding_says(small, profil
 def test_codes_behind_a_kept_prefix_lose_what_they_lose_in_the_whole(small, profile, tokenizer, training):
     model = load_base(small, profile).eval()
     head, codes = encode(tokenizer, training[0]).ids[:9], [[300, 301, 302], [700, 800, 900]]
-    whole = read(model, [audits.Text(head + code, slice(0, 1), slice(9, 12)) for code in codes], "")
-    assert audits.read_codes(model, head, codes) == pytest.approx([loss[9:].sum() for loss, _ in whole], rel=1e-4)
+    whole = read(model, [Text(head + code, slice(0, 1), slice(9, 12)) for code in codes], "")
+    assert read_codes(model, head, codes) == pytest.approx([loss[9:].sum() for loss, _ in whole], rel=1e-4)
 
 
 # -- attacks ----------------------------------------------------------------------------------------
 
 
 def test_codes_are_one_token_a_word_and_none_is_drawn_twice(tokenizer):
-    codes = audits.draw_codes(tokenizer, 500, 3)
-    assert len(set(codes)) == 500 and codes == audits.draw_codes(tokenizer, 500, 3)
+    codes = draw_codes(tokenizer, 500, 3)
+    assert len(set(codes)) == 500 and codes == draw_codes(tokenizer, 500, 3)
     assert {len(ids) for ids in tokenizer(codes)["input_ids"]} == {3}
 
 
@@ -201,7 +212,7 @@ def test_training_on_whole_rows_is_caught_by_the_codes_in_questions(
 def test_an_overtrained_adapter_is_told_by_membership_and_by_its_exact_answers(trained, tokenizer, planted, training):
     known = [row for row in planted.rows if row in training]
     unknown = [row for row in training if row not in planted.rows][: len(known)]
-    found = known_rows(trained, tokenizer, known, unknown, 200)
+    found = rows_known(trained, tokenizer, known, unknown, 200)
     assert found["membership"]["reply"]["low"] > 0.5
     assert found["verbatim"]["rest"]["train"]["expert"]["rate"] == 0
 

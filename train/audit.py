@@ -10,7 +10,6 @@ Reads train.parquet, holdout.parquet, the adapter, the base, `train` of the temp
 writes experts/<expert>/audit.json. Run: dmoe audit <expert>
 """
 
-import copy
 import math
 import random
 import re
@@ -18,7 +17,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,14 @@ from factory.schema import ROWS, read_rows
 from factory.store import write_json
 from factory.template import read_template
 from train.base import load_base, load_tokenizer
+from train.losses import Change, changes, code_changes
 from train.score import interval, spread
 from train.sft import SEED, fit
 
-BATCH = 32
 CODE = "The code is"  # before a canary's words
 Row = dict[str, Any]
 Figure = dict[str, Any]
+Bits = tuple[float, float]  # the exposure of a planted code, and of its decoy
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[
     trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(plan.repeats * epochs)}
     figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
     model = PeftModel.from_pretrained(_placed(load_base(home, profile)), str(home.expert(expert, "adapter"))).eval()
-    figures |= known_rows(model, tokenizer, spread(training, plan.rows), spread(held_out, plan.rows), plan.draws)
+    figures |= rows_known(model, tokenizer, spread(training, plan.rows), spread(held_out, plan.rows), plan.draws)
     about = {"base_model": profile.model, "about": profile.about, "settings": asdict(plan)}
     result = {**about, **figures, "says": says(figures)}
     write_json(home.expert(expert, "audit.json"), result)
@@ -86,79 +85,6 @@ def _placed(model: Any) -> Any:
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-# -- losses ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Text:
-    """A row in the base's tokens, and where its question and its reply (with the token that ends it) stand."""
-
-    ids: list[int]
-    question: slice
-    reply: slice
-
-    @property
-    def rest(self) -> slice:
-        """The second half of the question."""
-        return slice((self.question.start + self.question.stop) // 2, self.question.stop)
-
-
-def encode(tokenizer: Any, row: Row) -> Text:
-    """The row as the trainer sees it; what the chat template puts behind the reply's end is left off."""
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    text = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    question, output = row["instruction"].strip(), row["output"].strip()
-    start, end = prompt.rindex(question), text.rindex(output) + len(output) + len(tokenizer.eos_token)
-
-    def span(first: int, last: int) -> slice:
-        inside = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if first <= a < b <= last]
-        return slice(inside[0], inside[-1] + 1)
-
-    reply = span(len(prompt), end)
-    return Text(tokens["input_ids"][: reply.stop], span(start, start + len(question)), reply)
-
-
-def read(model: Any, texts: list[Text], name: str) -> list[tuple[Any, Any]]:
-    """For each text two vectors, an entry a token: its loss in nats, and whether it was the likeliest there.
-
-    Likeliest at every place of a span: greedy decoding says the span. The first token's loss is not defined: 0.
-    """
-    import torch
-
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))  # little padding
-    chunks = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    found: dict[int, tuple[Any, Any]] = {}
-    for chunk in track(chunks, name, len(chunks)):
-        rows = [torch.tensor(texts[i].ids) for i in chunk]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask.to(model.device)).logits[:, :-1].float()
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            likeliest = logits.argmax(-1) == ids[:, 1:]
-        both = [torch.nn.functional.pad(values, (1, 0)).cpu().numpy() for values in (loss.double(), likeliest)]
-        found |= {i: (both[0][k], both[1][k]) for k, i in enumerate(chunk)}
-    return [found[i] for i in range(len(texts))]
-
-
-def read_codes(model: Any, prefix: list[int], codes: list[list[int]]) -> Any:
-    """The loss in nats of each code, its tokens' sum, after one prefix, which is computed once."""
-    import torch
-
-    losses = []
-    with torch.inference_mode():
-        head = model(input_ids=torch.tensor([prefix], device=model.device), use_cache=True)
-        for first in range(0, len(codes), 256):
-            ids = torch.tensor(codes[first : first + 256], device=model.device)
-            cache = copy.deepcopy(head.past_key_values)
-            cache.batch_repeat_interleave(len(ids))
-            tail = model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits
-            logits = torch.cat([head.logits[:, -1:].expand(len(ids), 1, -1), tail], 1).float()
-            losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1))
-    return torch.cat(losses).double().cpu().numpy()
 
 
 # -- attack 1: canaries ---------------------------------------------------------------------------
@@ -223,11 +149,11 @@ def canaries(model: Any, tokenizer: Any, planted: Planted, plan: Plan) -> Figure
         "question_by_reply": (by_reply(model, tokenizer, asked, few), few),
         "answer": (by_own_loss(model, tokenizer, answered, planted.references), planted.references),
     }
-    return {name: _exposures(pairs, len(among), plan.draws) for name, (pairs, among) in found.items()}
+    return {name: exposures(pairs, len(among), plan.draws) for name, (pairs, among) in found.items()}
 
 
-def by_own_loss(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[tuple[float, float]]:
-    """(exposure of the code, of its decoy) by the loss of the code's own tokens, behind what stands before them."""
+def by_own_loss(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[Bits]:
+    """By the loss of the code's own tokens, behind what stands before them in the row."""
     behind: dict[str, list[Canary]] = defaultdict(list)  # the same text before several: one pass
     for canary in group:
         row = plant(canary.row, canary.where, canary.code)
@@ -237,33 +163,19 @@ def by_own_loss(model: Any, tokenizer: Any, group: list[Canary], references: lis
     for prefix, those in track(behind.items(), "canaries by their own loss", len(behind)):
         codes = [code for c in those for code in (c.code, c.decoy)] + references
         head, *ids = tokenizer([prefix, *codes], add_special_tokens=False)["input_ids"]
-        own, base = _both(model, partial(read_codes, model, head, ids))
-        bits = _ranked((own - base).tolist(), 2 * len(those))
-        found += list(zip(bits[::2], bits[1::2], strict=True))
+        losses = code_changes(model, head, ids)
+        ranked = [exposure(loss, losses[2 * len(those) :]) for loss in losses[: 2 * len(those)]]
+        found += list(zip(ranked[::2], ranked[1::2], strict=True))
     return found
 
 
-def by_reply(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[tuple[float, float]]:
-    """The same by the loss of the reply that was trained behind the code: the way a question could leak into it."""
-    texts = [
-        encode(tokenizer, plant(c.row, c.where, code)) for c in group for code in (c.code, c.decoy, *references)
-    ]  # fmt: skip
-    own, base = _both(model, partial(read, model, texts, "canaries by the reply's loss"))
-    losses = [_mean_loss(o, t.reply) - _mean_loss(b, t.reply) for o, b, t in zip(own, base, texts, strict=True)]
+def by_reply(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[Bits]:
+    """By the loss of the reply that was trained behind the code: the way a question could leak into the adapter."""
+    rows = [plant(c.row, c.where, code) for c in group for code in (c.code, c.decoy, *references)]
+    losses = [change.reply for change in changes(model, tokenizer, rows, "canaries by the reply's loss")]
     size = 2 + len(references)
-    return [tuple(_ranked(losses[i : i + size], 2)) for i in range(0, len(losses), size)]  # type: ignore[misc]
-
-
-def _both(model: Any, measure: Callable[[], Any]) -> tuple[Any, Any]:
-    """What `measure` gives with the adapter, and without it."""
-    own = measure()
-    with model.disable_adapter():
-        return own, measure()
-
-
-def _ranked(losses: list[float], own: int) -> list[float]:
-    """The exposure of each of the first `own` losses among the others."""
-    return [exposure(loss, losses[own:]) for loss in losses[:own]]
+    each = [losses[i : i + size] for i in range(0, len(losses), size)]
+    return [(exposure(own, others), exposure(decoy, others)) for own, decoy, *others in each]
 
 
 def exposure(own: float, others: Sequence[float]) -> float:
@@ -272,61 +184,49 @@ def exposure(own: float, others: Sequence[float]) -> float:
     return math.log2(len(others) + 1) - math.log2(rank)
 
 
-def _exposures(pairs: list[tuple[float, float]], references: int, draws: int) -> Figure:
-    """Mean bits of planted codes and of decoys, with what is the most and what chance gives with so many references."""
-    n = references + 1
-    of_each = {
-        "planted": [own for own, _ in pairs],
-        "never_planted": [decoy for _, decoy in pairs],
-        "difference": [own - decoy for own, decoy in pairs],
-    }
-    means = {name: mean_of(bits, draws) for name, bits in of_each.items()}
+def exposures(found: list[Bits], references: int, draws: int) -> Figure:
+    """Mean bits of planted codes and of decoys, with the most that there is and what chance gives."""
+    n, planted, decoys = references + 1, *zip(*found, strict=True)
+    apart = [a - b for a, b in found]
     chance = math.log2(n) - math.lgamma(n + 1) / math.log(2) / n  # the mean over all ranks
-    return {"n": len(pairs), "most": round(math.log2(n), 2), "chance": round(chance, 2), **means}
+    each = {"planted": planted, "never_planted": decoys, "difference": apart}
+    means = {name: mean_of(bits, draws) for name, bits in each.items()}
+    return {"n": len(found), "most": round(math.log2(n), 2), "chance": round(chance, 2), **means}
 
 
 # -- attacks 2 and 3: rows ------------------------------------------------------------------------
 
 
-def known_rows(model: Any, tokenizer: Any, training: list[Row], held_out: list[Row], draws: int) -> Figure:
-    """Verbatim and membership: what the expert says of rows that it was trained on, and of others."""
-    rows = {"train": training, "holdout": held_out}
-    texts = [encode(tokenizer, row) for row in training + held_out]
-    own, base = _both(model, partial(read, model, texts, "training and held-out rows"))
-    reads = list(zip(training + held_out, texts, own, base, strict=True))
-    arms = {"train": reads[: len(training)], "holdout": reads[len(training) :]}
-    counted = {name: {"n": len(arm), "seeds": len({row["seed_id"] for row in arm})} for name, arm in rows.items()}
+def rows_known(model: Any, tokenizer: Any, training: list[Row], held_out: list[Row], draws: int) -> Figure:
+    """Verbatim and membership: what the expert makes of rows that it was trained on, and of others."""
+    found = changes(model, tokenizer, training + held_out, "rows, trained on and held out")
+    known = [(row["seed_id"], change) for row, change in zip(training, found, strict=False)]
+    other = [(row["seed_id"], change) for row, change in zip(held_out, found[len(training) :], strict=True)]
+    arms = {"train": known, "holdout": other}
+
+    def told(measure: Callable[[Change], float]) -> dict[str, float]:
+        return auc([(seed, measure(c)) for seed, c in known], [(seed, measure(c)) for seed, c in other], draws)
+
     return {
-        "rows": counted,
-        "verbatim": {part: _verbatim(arms, part) for part in ("rest", "reply")},
-        "membership": {part: _membership(arms, part, draws) for part in ("question", "reply")},
+        "rows": {name: {"n": len(arm), "seeds": len({seed for seed, _ in arm})} for name, arm in arms.items()},
+        "verbatim": {
+            "rest": _verbatim({name: [(seed, c.says_rest) for seed, c in arm] for name, arm in arms.items()}),
+            "reply": _verbatim({name: [(seed, c.says_reply) for seed, c in arm] for name, arm in arms.items()}),
+        },
+        "membership": {"question": told(lambda c: c.question), "reply": told(lambda c: c.reply)},
     }
 
 
-def _verbatim(arms: dict[str, list[Any]], part: str) -> Figure:
-    """How often greedy decoding says the part of a row as it stands there."""
-    found: Figure = {}
-    for name, arm in arms.items():
-        said = [(row["seed_id"], [bool(r[1][getattr(text, part)].all()) for r in both]) for row, text, *both in arm]
-        found[name] = {who: interval((seed, yes[k]) for seed, yes in said) for k, who in enumerate(("expert", "base"))}
-    found["beyond_base"] = difference(found["train"]["expert"], found["train"]["base"])
-    found["beyond_held_out"] = difference(found["train"]["expert"], found["holdout"]["expert"])
-    return found
-
-
-def _membership(arms: dict[str, list[Any]], part: str, draws: int) -> Figure:
-    scores = {
-        name: [
-            (row["seed_id"], _mean_loss(own, getattr(text, part)) - _mean_loss(base, getattr(text, part)))
-            for row, text, own, base in arm
-        ]
+def _verbatim(arms: dict[str, list[tuple[str, tuple[bool, bool]]]]) -> Figure:
+    """How often greedy decoding says a part of a row as it stands there."""
+    found: Figure = {
+        name: {who: interval((seed, said[k]) for seed, said in arm) for k, who in enumerate(("expert", "base"))}
         for name, arm in arms.items()
     }
-    return auc(scores["train"], scores["holdout"], draws)
-
-
-def _mean_loss(reading: tuple[Any, Any], span: slice) -> float:
-    return float(reading[0][span].mean())
+    train = found["train"]
+    found["beyond_base"] = difference(train["expert"], train["base"])
+    found["beyond_held_out"] = difference(train["expert"], found["holdout"]["expert"])
+    return found
 
 
 # -- figures --------------------------------------------------------------------------------------
@@ -340,7 +240,7 @@ def difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     return {"rate": round(point, 4), "low": round(point - low, 4), "high": round(point + high, 4)}
 
 
-def mean_of(values: list[float], draws: int) -> dict[str, float]:
+def mean_of(values: Sequence[float], draws: int) -> dict[str, float]:
     """Mean and 95 % bootstrap interval of independent values, in bits."""
     import numpy as np
 
@@ -399,40 +299,6 @@ def says(figures: Figure) -> list[str]:
         f"it is seeds that are told apart, not rows of one seed.",
         "This is evidence from these three attacks on this base and these rows, not a guarantee.",
     ]
-
-
-def table(result: Figure) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and rows for a terminal: each attack, what it found, and what that is to be compared with."""
-    c, v, m = (result[name] for name in ("canaries", "verbatim", "membership"))
-    bits = [(c[name], "never planted") for name in ("question", "question_by_reply", "answer")]
-    names = ("codes in questions (bits)", "the same, by the reply's loss", "codes in answers (bits)")
-    rows = [
-        (
-            name,
-            _range(f["planted"], "bits", 2),
-            f"{_range(f['never_planted'], 'bits', 2)} {what}",
-            _range(f["difference"], "bits", 2, "+"),
-        )
-        for name, (f, what) in zip(names, bits, strict=True)
-    ]
-    rest, reply = v["rest"], v["reply"]
-    rows += [
-        (
-            "rest of a training question",
-            _rate(rest["train"]["expert"]),
-            f"{_rate(rest['train']['base'])} base",
-            _range(rest["beyond_base"], "rate", 3, "+"),
-        ),
-        (
-            "exact answer of a training row",
-            _rate(reply["train"]["expert"]),
-            f"{_rate(reply['holdout']['expert'])} held out",
-            _range(reply["beyond_held_out"], "rate", 3, "+"),
-        ),
-        ("membership by the reply (AUC)", _auc(m["reply"]), "0.5 chance", ""),
-        ("membership by the question (AUC)", _auc(m["question"]), "0.5 chance", ""),
-    ]
-    return ["attack", "found (95 %)", "beside", "difference"], rows
 
 
 def _bits(found: Figure) -> str:
