@@ -62,28 +62,26 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
 
 def audit_table(result: dict[str, Any]) -> None:
     """One row an attack: what it found, and what that is to be compared with."""
-    table = Table("attack", "found (95 %)", "beside it", "difference", title=result["about"], title_justify="left")
+    table = Table("attack", "found (95 %)", "beside it", title=result["about"], title_justify="left")
     codes = {
         "question": "codes in questions, bits",
-        "question_by_reply": "  by the reply",
-        "answer": "in answers, bits",
+        "question_by_reply": "the same by the reply, bits",
+        "answer": "codes in answers, bits",
     }
     for name, label in codes.items():
-        of = result["canaries"][name]
-        planted, never, apart = (_wide(of[key], "bits") for key in ("planted", "never_planted", "difference"))
-        table.add_row(label, planted, f"never planted: {never}", apart)
+        found = result["canaries"][name]
+        beside = f"never planted: {_wide(found['never_planted'], 'bits')}; chance: {found['chance']:g}"
+        table.add_row(label, f"{_wide(found['planted'], 'bits')} of {found['most']:g}", beside)
     rest, reply = (result["verbatim"][part] for part in ("rest", "reply"))
-    beside = f"base: {_wide(rest['train']['base'])}"
-    table.add_row("rest of a question", _wide(rest["train"]["expert"]), beside, _wide(rest["beyond_base"]))
+    table.add_row("rest of a question", _wide(rest["train"]["expert"]), f"base: {_wide(rest['train']['base'])}")
     beside = f"held out: {_wide(reply['holdout']['expert'])}"
-    table.add_row("a row's exact answer", _wide(reply["train"]["expert"]), beside, _wide(reply["beyond_held_out"]))
+    table.add_row("a row's exact answer", _wide(reply["train"]["expert"]), beside)
     for part in ("reply", "question"):
         table.add_row(f"membership by the {part}, AUC", _wide(result["membership"][part], "auc"), "chance: 0.5")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _wide(figure: dict[str, float], name: str = "rate") -> str:
-    """A figure that may be negative, with its interval."""
     return f"{figure[name]:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 

@@ -45,8 +45,8 @@ class Plan:
     in_answers: int = 8
     repeats: int = 2  # of each canary's row, in every epoch
     words: int = 4  # of a code
-    references: int = 1023  # codes never planted, with which a canary's own loss is compared
-    reply_references: int = 15  # the same for the loss of the reply: each costs a whole row
+    references: int = 255  # codes never planted, among which a canary is ranked: 8 bits at most
+    reply_references: int = 15  # the same by the loss of the reply, where each costs a whole row: 4 bits
     rows: int = 240  # of training and as many held out, for verbatim and membership
     draws: int = 1000  # of the bootstrap
 
@@ -185,13 +185,12 @@ def exposure(own: float, others: Sequence[float]) -> float:
 
 
 def exposures(found: list[Bits], references: int, draws: int) -> Figure:
-    """Mean bits of planted codes and of decoys, with the most that there is and what chance gives."""
-    n, planted, decoys = references + 1, *zip(*found, strict=True)
-    apart = [a - b for a, b in found]
+    """Mean bits of planted codes and of decoys; the most there is, and what codes get whose rank is chance."""
+    n = references + 1
+    planted, decoys = (mean_of(bits, draws) for bits in zip(*found, strict=True))
     chance = math.log2(n) - math.lgamma(n + 1) / math.log(2) / n  # the mean over all ranks
-    each = {"planted": planted, "never_planted": decoys, "difference": apart}
-    means = {name: mean_of(bits, draws) for name, bits in each.items()}
-    return {"n": len(found), "most": round(math.log2(n), 2), "chance": round(chance, 2), **means}
+    most = {"most": round(math.log2(n), 2), "chance": round(chance, 2)}
+    return {"n": len(found), **most, "planted": planted, "never_planted": decoys}
 
 
 # -- attacks 2 and 3: rows ------------------------------------------------------------------------
@@ -280,49 +279,43 @@ def _figure(name: str, point: float, drawn: Any, digits: int) -> dict[str, float
 def says(figures: Figure) -> list[str]:
     """What was measured, in sentences that claim no more."""
     c, v, m, rows = (figures[name] for name in ("canaries", "verbatim", "membership", "rows"))
-    n = rows["train"]["n"]
+    rest, reply = v["rest"], v["reply"]
     return [
         f"A throw-away adapter was trained by the same recipe on {c['rows']} rows, among them codes planted in "
-        f"{c['question']['n']} questions and in {c['answer']['n']} answers, each seen {c['times_seen']} times.",
+        f"{c['question']['n']} questions and {c['answer']['n']} answers, each seen {c['times_seen']} times. "
+        f"Exposure says how far they stand out among codes never planted.",
         f"Codes in questions, by their own loss: {_bits(c['question'])}",
-        f"Codes in questions, by the loss of the reply behind them: {_bits(c['question_by_reply'])}",
+        f"Codes in questions, by the loss of the reply trained behind them: {_bits(c['question_by_reply'])}",
         f"Codes in answers, by their own loss: {_bits(c['answer'])}",
-        f"Given the first half of a training question, the expert goes on with the rest of it, word for word, in "
-        f"{_rate(v['rest']['train']['expert'])} of {n} rows, the base in {_rate(v['rest']['train']['base'])}: "
-        f"{_compared(v['rest']['beyond_base'], 'rate')}.",
-        f"Given a whole training question, it gives that row's exact answer in {_rate(v['reply']['train']['expert'])}, "
-        f"for held-out questions in {_rate(v['reply']['holdout']['expert'])}: "
-        f"{_compared(v['reply']['beyond_held_out'], 'rate')}. Such answers are what it is for; only what it gives "
-        f"more often for training questions is learnt by heart.",
-        f"Training rows are told from held-out ones by the reply's loss with an AUC of {_auc(m['reply'])}, by the "
-        f"question's with {_auc(m['question'])}; 0.5 is chance, 1 certainty. Held-out rows are of other seeds: "
-        f"it is seeds that are told apart, not rows of one seed.",
-        "This is evidence from these three attacks on this base and these rows, not a guarantee.",
+        f"Given the first half of a question of its training, the expert goes on with the rest word for word in "
+        f"{_rate(rest['train']['expert'])} of {rows['train']['n']} rows, the base in {_rate(rest['train']['base'])}; "
+        f"difference {_rate(rest['beyond_base'])}.",
+        f"Given a whole question of its training, it gives that row's exact answer in "
+        f"{_rate(reply['train']['expert'])}, of held-out rows in {_rate(reply['holdout']['expert'])}; "
+        f"difference {_rate(reply['beyond_held_out'])}. Such answers are its purpose; the difference is learnt by heart.",
+        f"Rows of its training are told from held-out ones by the loss of the reply with an AUC of {_auc(m['reply'])}, "
+        f"by that of the question with {_auc(m['question'])}; 0.5 is chance, 1 is certain. Held-out rows are of "
+        f"other seeds: seeds are told apart here, not rows of one seed.",
+        "Evidence from these three attacks on this base and these rows, not a guarantee.",
     ]
 
 
 def _bits(found: Figure) -> str:
-    planted, never = (f"{_range(found[name], 'bits', 2)}" for name in ("planted", "never_planted"))
+    planted, chance = found["planted"], found["chance"]
+    above = "above" if planted["low"] > chance else "below" if planted["high"] < chance else "not told from"
     return (
-        f"{planted} bits of at most {found['most']:g}; codes never planted: {never}; chance: {found['chance']:g}. "
-        f"Planted against never planted: {_compared(found['difference'], 'bits')}."
+        f"{_figures(planted, 'bits', 2)} bits, {above} chance ({chance:g}); at most {found['most']:g} can be seen; "
+        f"codes never planted {_figures(found['never_planted'], 'bits', 2)}."
     )
 
 
-def _compared(found: dict[str, float], name: str) -> str:
-    """A difference with its interval, and whether that leaves out zero."""
-    told = "more" if found["low"] > 0 else "less" if found["high"] < 0 else "not told apart"
-    return f"{told}, {_range(found, name, 2 if name == 'bits' else 3, '+')}"
-
-
 def _rate(found: dict[str, float]) -> str:
-    return _range(found, "rate", 3)
+    return _figures(found, "rate", 3)
 
 
 def _auc(found: dict[str, float]) -> str:
-    return _range(found, "auc", 3)
+    return _figures(found, "auc", 3)
 
 
-def _range(found: dict[str, float], name: str, digits: int, sign: str = "") -> str:
-    low, middle, high = (f"{found[key]:{sign}.{digits}f}" for key in ("low", name, "high"))
-    return f"{middle} ({low} to {high})"
+def _figures(found: dict[str, float], name: str, digits: int) -> str:
+    return f"{found[name]:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
