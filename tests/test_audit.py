@@ -14,33 +14,24 @@ from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from factory.template import read_template
 from train import sft
-from train.audit import (
-    Plan,
-    auc,
-    audit,
-    canaries,
-    difference,
-    draw_codes,
-    exposure,
-    exposures,
-    plant_canaries,
-    rows_known,
-)
+from train.audit import Plan, _bits, audit, canaries, draw_codes, plant_canaries, rows_known
 from train.base import load_base, load_tokenizer
+from train.exposure import auc, difference, exposure, exposures
 from train.losses import Text, encode, read, read_codes
 from train.score import wilson
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers warn of one another
 
+EPOCHS = 20
 SMALL = Plan(
-    examples=480, in_questions=6, in_answers=3, repeats=4, words=3, references=63, reply_references=7, rows=24,
+    examples=32 * EPOCHS, in_questions=6, in_answers=2, repeats=2, words=3, references=63, reply_references=7, rows=24,
     draws=200,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def small(home, tiny_base, tmp_path_factory):
-    """A checkout on the tiny base with the data of 28 seeds of one expert, which is to be trained for eight epochs."""
+    """A checkout on the tiny base with the data of 28 seeds of one expert, to be learnt by heart."""
     root = tmp_path_factory.mktemp("audit")
     for name in ("params.yaml", "profiles", "templates", "seeds"):
         copy = shutil.copytree if (home.root / name).is_dir() else shutil.copy
@@ -49,7 +40,8 @@ def small(home, tiny_base, tmp_path_factory):
     small = Home(root)
     small.seeds("product").write_text("".join(home.seeds("product").read_text().splitlines(keepends=True)[:28]))
     _rewrite(small.profile("pocket"), "revision:", "  revision: null")
-    _rewrite(small.template("product"), "train:", "train: {rank: 16, alpha: 32, epochs: 8}")
+    _rewrite(small.template("product"), "train:", f"train: {{rank: 16, alpha: 32, epochs: {EPOCHS}}}")
+    _rewrite(small.profile("pocket"), "learning_rate:", "  learning_rate: 0.02")
     profile = read_profile(small, "pocket")
     generate(small, "product", read_params(small), profile)
     build(small, "product", profile)
@@ -78,17 +70,17 @@ def training(small):
 
 @pytest.fixture(scope="module")
 def planted(tokenizer, training):
-    return plant_canaries(tokenizer, training, SMALL, 8)
+    return plant_canaries(tokenizer, training, SMALL, EPOCHS)
 
 
 @pytest.fixture(scope="module")
 def trained(small, profile, planted, tmp_path_factory):
-    """The expert's own recipe on rows with canaries, for eight epochs."""
+    """The expert's own recipe on rows with canaries."""
     return _fitted(small, profile, planted.rows, tmp_path_factory.mktemp("state"))
 
 
 def _fitted(small, profile, rows, state):
-    return sft.fit(small, read_template(small.template("product")), profile, rows, state).eval()
+    return sft.fit(small, read_template(small.template("product")), profile, rows, state).model.eval()
 
 
 # -- formulas ---------------------------------------------------------------------------------------
@@ -106,7 +98,7 @@ def test_exposure_is_what_a_hand_computes():
 def test_what_chance_gives_is_the_mean_over_all_ranks():
     found = exposures([(2.0, 0.0), (1.0, 1.0)], 3, 100)
     assert found["chance"] == round((2 + 1 + 2 - math.log2(3) + 0) / 4, 2) and found["most"] == 2
-    assert found["planted"]["bits"] == 1.5 and found["difference"]["bits"] == 1.0
+    assert found["planted"]["bits"] == 1.5 and found["never_planted"]["bits"] == 0.5
     assert exposures([(1.0, 1.0)], 1023, 9)["chance"] == pytest.approx(1 / math.log(2), abs=0.02)
 
 
@@ -183,13 +175,14 @@ def test_a_planted_row_carries_its_code_where_it_is_trained(planted, tokenizer):
     assert len(carrying) == SMALL.repeats and not any(question.code in r["completion"][0]["content"] for r in carrying)
     carrying = [r for r in planted.rows if answer.code in r["completion"][0]["content"]]
     assert len(carrying) == SMALL.repeats and carrying[0]["output"] == carrying[0]["completion"][0]["content"]
-    assert len(planted.rows) == SMALL.examples / 8 and not any(c.row in planted.rows for c in planted.canaries)
+    assert len(planted.rows) == SMALL.examples / EPOCHS and not any(c.row in planted.rows for c in planted.canaries)
 
 
 def test_completion_only_training_keeps_codes_of_questions_and_shows_those_of_answers(trained, tokenizer, planted):
     found = canaries(trained, tokenizer, planted, SMALL)
-    assert found["question"]["difference"]["low"] <= 0 and found["question"]["planted"]["bits"] < 3
-    assert found["answer"]["planted"]["bits"] > 5 and found["answer"]["difference"]["low"] > 0
+    question, answer = found["question"]["planted"], found["answer"]["planted"]
+    assert question["low"] <= found["question"]["chance"] <= question["high"] and question["bits"] < 3
+    assert answer["bits"] > 5 and found["answer"]["never_planted"]["bits"] < 3
 
 
 def test_training_on_whole_rows_is_caught_by_the_codes_in_questions(
@@ -206,24 +199,32 @@ def test_training_on_whole_rows_is_caught_by_the_codes_in_questions(
     monkeypatch.setattr(sft, "prove_labels", lambda *_: None)  # it would refuse
     model = _fitted(small, profile, planted.rows, tmp_path)
     found = canaries(model, tokenizer, planted, SMALL)["question"]
-    assert found["planted"]["bits"] > 5 and found["difference"]["low"] > 0
+    assert found["planted"]["low"] > 4 and found["never_planted"]["bits"] < 3
 
 
 def test_an_overtrained_adapter_is_told_by_membership_and_by_its_exact_answers(trained, tokenizer, planted, training):
     known = [row for row in planted.rows if row in training]
-    unknown = [row for row in training if row not in planted.rows][: len(known)]
+    seeds = {row["seed_id"] for row in planted.rows}
+    unknown = [row for row in training if row["seed_id"] not in seeds]
     found = rows_known(trained, tokenizer, known, unknown, 200)
     assert found["membership"]["reply"]["low"] > 0.5
-    assert found["verbatim"]["rest"]["train"]["expert"]["rate"] == 0
+    assert found["membership"]["question"]["low"] < 0.5 < found["membership"]["question"]["high"]
+    assert found["rows"]["train"]["n"] == len(known) and found["verbatim"]["rest"]["train"]["expert"]["rate"] == 0
 
 
-def test_the_audit_is_written_with_its_words_and_twice_with_the_same_bytes(small, profile):
-    plan = replace(SMALL, examples=60)
-    sft.train(small, "product", profile)
+def test_the_audit_is_written_with_its_words_and_twice_with_the_same_bytes(small, profile, trained):
+    trained.save_pretrained(small.expert("product", "adapter"))
+    plan = replace(SMALL, examples=20, in_questions=2, in_answers=2, repeats=1, references=7)
     first = audit(small, "product", profile, plan)
     path = small.expert("product", "audit.json")
     before = path.read_bytes()
-    assert read_json(path) == first and first["settings"]["references"] == 63
+    assert read_json(path) == first and first["settings"]["references"] == 7
     assert "not a guarantee" in first["says"][-1] and not any("nan" in line for line in first["says"])
     audit(small, "product", profile, plan)
     assert path.read_bytes() == before
+
+
+def test_chance_is_told_from_what_stands_above_it():
+    flat, high = [(i / 4, i / 4) for i in range(12)], [(6.0, 0.0)] * 12
+    assert "not told from chance (1.23)" in _bits(exposures(flat, 15, 200))
+    assert "6.00 (6.00 to 6.00) bits, above chance (1.4)" in _bits(exposures(high, 63, 200))

@@ -10,12 +10,11 @@ Reads train.parquet, holdout.parquet, the adapter, the base, `train` of the temp
 writes experts/<expert>/audit.json. Run: dmoe audit <expert>
 """
 
-import math
 import random
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from factory.schema import ROWS, read_rows
 from factory.store import write_json
 from factory.template import read_template
 from train.base import load_base, load_tokenizer
+from train.exposure import Bits, auc, difference, exposure, exposures
 from train.losses import Change, changes, code_changes
 from train.score import interval, spread
 from train.sft import SEED, fit
@@ -33,7 +33,6 @@ from train.sft import SEED, fit
 CODE = "The code is"  # before a canary's words
 Row = dict[str, Any]
 Figure = dict[str, Any]
-Bits = tuple[float, float]  # the exposure of a planted code, and of its decoy
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[
     epochs = template.declaration.train.epochs * profile.train["epochs_factor"]
     planted = plant_canaries(tokenizer, training, plan, epochs)
     with tempfile.TemporaryDirectory() as state:
-        model = fit(home, template, profile, planted.rows, Path(state)).eval()
+        model = fit(home, template, profile, planted.rows, Path(state)).model.eval()
     trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(plan.repeats * epochs)}
     figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
     model = PeftModel.from_pretrained(_placed(load_base(home, profile)), str(home.expert(expert, "adapter"))).eval()
@@ -178,21 +177,6 @@ def by_reply(model: Any, tokenizer: Any, group: list[Canary], references: list[s
     return [(exposure(own, others), exposure(decoy, others)) for own, decoy, *others in each]
 
 
-def exposure(own: float, others: Sequence[float]) -> float:
-    """log2 |R| - log2 rank in bits; R is `own` and the `others`, rank 1 the lowest loss, a tie half a rank."""
-    rank = 1 + sum(loss < own for loss in others) + sum(loss == own for loss in others) / 2
-    return math.log2(len(others) + 1) - math.log2(rank)
-
-
-def exposures(found: list[Bits], references: int, draws: int) -> Figure:
-    """Mean bits of planted codes and of decoys; the most there is, and what codes get whose rank is chance."""
-    n = references + 1
-    planted, decoys = (mean_of(bits, draws) for bits in zip(*found, strict=True))
-    chance = math.log2(n) - math.lgamma(n + 1) / math.log(2) / n  # the mean over all ranks
-    most = {"most": round(math.log2(n), 2), "chance": round(chance, 2)}
-    return {"n": len(found), **most, "planted": planted, "never_planted": decoys}
-
-
 # -- attacks 2 and 3: rows ------------------------------------------------------------------------
 
 
@@ -228,51 +212,6 @@ def _verbatim(arms: dict[str, list[tuple[str, tuple[bool, bool]]]]) -> Figure:
     return found
 
 
-# -- figures --------------------------------------------------------------------------------------
-
-
-def difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    """a - b of two rates with their intervals, by Newcombe: honest where one of them is 0 or 1."""
-    low = math.hypot(a["rate"] - a["low"], b["high"] - b["rate"])
-    high = math.hypot(a["high"] - a["rate"], b["rate"] - b["low"])
-    point = a["rate"] - b["rate"]
-    return {"rate": round(point, 4), "low": round(point - low, 4), "high": round(point + high, 4)}
-
-
-def mean_of(values: Sequence[float], draws: int) -> dict[str, float]:
-    """Mean and 95 % bootstrap interval of independent values, in bits."""
-    import numpy as np
-
-    held = np.array(values)
-    means = held[np.random.default_rng(SEED).integers(0, len(held), (draws, len(held)))].mean(1)
-    return _figure("bits", float(held.mean()), means, 2)
-
-
-def auc(members: list[tuple[str, float]], others: list[tuple[str, float]], draws: int) -> dict[str, float]:
-    """How often a member's score is below another's, ties half, with a 95 % bootstrap interval clustered by seed."""
-    import numpy as np
-
-    kinds = [sorted({seed for seed, _ in scores}) for scores in (members, others)]
-    wins, pairs = np.zeros((2, len(kinds[0]), len(kinds[1])))
-    where = [{seed: i for i, seed in enumerate(kind)} for kind in kinds]
-    for seed, score in members:
-        for other, its in others:
-            i, j = where[0][seed], where[1][other]
-            wins[i, j] += (score < its) + (score == its) / 2
-            pairs[i, j] += 1
-    dice = np.random.default_rng(SEED)
-    times = [dice.multinomial(len(kind), np.full(len(kind), 1 / len(kind)), draws) for kind in kinds]
-    drawn = [np.einsum("di,ij,dj->d", times[0], table, times[1], optimize=True) for table in (wins, pairs)]
-    return _figure("auc", float(wins.sum() / pairs.sum()), drawn[0] / drawn[1], 4)
-
-
-def _figure(name: str, point: float, drawn: Any, digits: int) -> dict[str, float]:
-    import numpy as np
-
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {name: round(point, digits), "low": round(float(low), digits), "high": round(float(high), digits)}
-
-
 # -- words ----------------------------------------------------------------------------------------
 
 
@@ -292,7 +231,8 @@ def says(figures: Figure) -> list[str]:
         f"difference {_rate(rest['beyond_base'])}.",
         f"Given a whole question of its training, it gives that row's exact answer in "
         f"{_rate(reply['train']['expert'])}, of held-out rows in {_rate(reply['holdout']['expert'])}; "
-        f"difference {_rate(reply['beyond_held_out'])}. Such answers are its purpose; the difference is learnt by heart.",
+        f"difference {_rate(reply['beyond_held_out'])}. Such answers are its purpose; the "
+        f"difference is learnt by heart.",
         f"Rows of its training are told from held-out ones by the loss of the reply with an AUC of {_auc(m['reply'])}, "
         f"by that of the question with {_auc(m['question'])}; 0.5 is chance, 1 is certain. Held-out rows are of "
         f"other seeds: seeds are told apart here, not rows of one seed.",

@@ -29,7 +29,8 @@ def train(home: Home, expert: str, profile: Profile) -> None:
     template = read_template(home.template(expert))
     rows = read_rows(home.dataset(expert, "train.parquet"), ROWS, f"dmoe build {expert}")
     with whole(home.expert(expert, "adapter")) as out:
-        fit(home, template, profile, rows, out.parent / "state").save_pretrained(out)
+        trainer = fit(home, template, profile, rows, out.parent / "state")
+        trainer.model.save_pretrained(out)
         # PEFT writes where the base lies on this machine, and the modules in the chance order of a set.
         config = read_json(out / "adapter_config.json")
         config |= {"base_model_name_or_path": profile.model, "target_modules": sorted(config["target_modules"])}
@@ -38,7 +39,9 @@ def train(home: Home, expert: str, profile: Profile) -> None:
 
 
 def fit(home: Home, template: Template, profile: Profile, rows: list[dict[str, Any]], state: Path) -> Any:
-    """The expert's recipe on `rows`: the base with a trained adapter on it (a PEFT model). `state` is scratch.
+    """The expert's recipe on `rows`; returns the trainer, whose `model` is the base with the adapter (a PEFT model).
+
+    `state` is a folder that the trainer may use.
 
     Raises:
         UserError: the base cannot be had or is a mixture of experts, or a row's loss mask is wrong.
@@ -63,7 +66,7 @@ def fit(home: Home, template: Template, profile: Profile, rows: list[dict[str, A
     prove_labels(trainer, rows, tokenizer)
     with disable_input_dtype_casting(trainer.model):
         trainer.train()
-    return trainer.model
+    return trainer
 
 
 def _keep_memory() -> None:
