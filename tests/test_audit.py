@@ -227,4 +227,4 @@ def test_the_audit_is_written_with_its_words_and_twice_with_the_same_bytes(small
 def test_chance_is_told_from_what_stands_above_it():
     flat, high = [(i / 4, i / 4) for i in range(12)], [(6.0, 0.0)] * 12
     assert "not told from chance (1.23)" in _bits(exposures(flat, 15, 200))
-    assert "6.00 (6.00 to 6.00) bits, above chance (1.4)" in _bits(exposures(high, 63, 200))
+    assert "6.00 (6.00 to 6.00) bits, above chance (1.38)" in _bits(exposures(high, 63, 200))

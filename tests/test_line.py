@@ -15,6 +15,7 @@ from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from serve.ask import answers
 from serve.market import installed
+from train.audit import Plan, audit
 from train.export import base_gguf, export
 from train.gate import gate
 from train.score import score
@@ -54,6 +55,7 @@ def test_seeds_become_a_packed_and_served_expert(small):
     held_to_nothing = type(profile)(**{**profile.__dict__, "gates": []})
     gate(small, "product", held_to_nothing)
 
+    audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, repeats=1, references=7, rows=8))
     manifest = package(small, "product", profile)
     wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}
     assert wanted <= set(json.loads(small.expert("product", "manifest.json").read_text()))
@@ -63,6 +65,8 @@ def test_seeds_become_a_packed_and_served_expert(small):
     assert tar.read_bytes() == first  # equal inputs, equal bytes
     with tarfile.open(tar) as opened:
         assert f"{manifest['lora_id']}/adapter.gguf" in opened.getnames()
+        card = opened.extractfile(f"{manifest['lora_id']}/README.md").read().decode()
+    assert manifest["audit"]["says"][-1] in card and "not a guarantee" in card
 
     asked = [("Which laptop?", "auto"), ("Which laptop?", "base"), ("Good soup?", "auto")]
     replies = [r for _, r in answers(base, installed(small), asked, beside=False, log=small.work / "logs" / "ask.log")]

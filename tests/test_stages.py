@@ -57,7 +57,7 @@ EDITS = {
     "gate": ("templates/product.yaml", "mention: 0.80", "mention: 0.81", {"gate@product"}),
     "dedup": ("templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}", {"build@product"}),
     "output.never": ("templates/product.yaml", "- as an AI", "- as a machine", {"build@product"}),
-    "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal"}),
+    "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal", "audit@legal"}),
     "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal", "package@legal"}),
     "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
     "a rival": (
@@ -67,13 +67,14 @@ EDITS = {
     "how a teacher is reached": ("factory/teacher/client.py", "import", "\nimport", set()),
     "how a teacher is asked": ("factory/teacher/chat.py", "import", "\nimport", stages("generate")),
     "the teacher": ("params.yaml", "kind: phrases", "kind: other", stages("generate")),
-    "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
+    "the trainer": ("train/sft.py", "from", "\nfrom", stages("train", "audit")),
+    "the attacks": ("train/audit.py", "from", "\nfrom", stages("audit")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
-    "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
+    "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train", "audit")),
     "the base": (
         "profiles/pocket.yaml", "revision: ", "revision: x",
-        stages("generate", "build", "train", "export", "score", "package"),
+        stages("generate", "build", "train", "export", "score", "audit", "package"),
     ),
 }  # fmt: skip
 
