@@ -241,8 +241,18 @@ def gate(expert: Expert) -> None:
 
 
 @app.command()
+def audit(expert: Expert) -> None:
+    """Attack the expert for what it was trained on: canaries, verbatim rows, membership (stage 8)."""
+    from factory.table import audit_table
+    from train.audit import audit
+
+    home, _, profile = _checkout(expert)
+    audit_table(audit(home, expert, profile))
+
+
+@app.command()
 def package(expert: Expert) -> None:
-    """Write the marketplace package and its manifest (stage 8)."""
+    """Write the marketplace package and its manifest (stage 9)."""
     from factory.package import package
 
     home, _, profile = _checkout(expert)

@@ -1,6 +1,6 @@
 """Stage package: all that a marketplace and an operator need of an expert, in one manifest and one tar.
 
-Reads the adapter, its GGUF, the scores, gate.json, parity.json and the template; writes
+Reads the adapter, its GGUF, the scores, gate.json, parity.json, audit.json and the template; writes
 experts/<expert>/<expert>.tar and, last, manifest.json. Equal inputs give equal bytes.
 Run: dmoe package <expert>
 """
@@ -30,6 +30,7 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         "eval.json": home.expert(expert, "eval.json"),
         "gate.json": home.expert(expert, "gate.json"),
         "parity.json": home.expert(expert, "parity.json"),
+        "audit.json": home.expert(expert, "audit.json"),
         "scores.parquet": home.expert(expert, "scores.parquet"),
     }
     manifest = describe(home, template, profile, measured)
@@ -58,6 +59,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
     declaration, expert = template.declaration, template.expert
     config = read_json(home.expert(expert, "adapter") / "adapter_config.json")
     model = profile.model_path(home)
+    audit = read_json(home.expert(expert, "audit.json"))
     return {
         "schema": SCHEMA,
         "name": expert,
@@ -94,6 +96,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
             "length_ratio": measured["length_ratio"],
         },
         "parity": read_json(home.expert(expert, "parity.json")),
+        "audit": {name: found for name, found in audit.items() if name not in ("base_model", "about")},
     }
 
 
@@ -124,6 +127,10 @@ def card(template: Template, measured: dict[str, Any], manifest: dict[str, Any])
             f"{expert['n']} questions from {expert['seeds']} seeds that were never trained on; 95 % Wilson intervals,",
             f"clustered by seed. Replies are {ratio['rate']} times shorter ({ratio['low']} to {ratio['high']}).",
             "All figures are the publisher's own.",
+            "",
+            "## What three attacks got out of it",
+            "",
+            *(f"- {line}" for line in manifest["audit"]["says"]),
             "",
         ]
     )

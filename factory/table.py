@@ -76,6 +76,31 @@ def cross_table(found: dict[str, Any], about: str) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def audit_table(result: dict[str, Any]) -> None:
+    """One row an attack: what it found, and what that is to be compared with."""
+    table = Table("attack", "found (95 %)", "beside it", title=result["about"], title_justify="left")
+    codes = {
+        "question": "codes in questions, bits",
+        "question_by_reply": "the same by the reply, bits",
+        "answer": "codes in answers, bits",
+    }
+    for name, label in codes.items():
+        found = result["canaries"][name]
+        beside = f"never planted: {_wide(found['never_planted'], 'bits')}; chance: {found['chance']:g}"
+        table.add_row(label, f"{_wide(found['planted'], 'bits')} of {found['most']:g}", beside)
+    rest, reply = (result["verbatim"][part] for part in ("rest", "reply"))
+    table.add_row("rest of a question", _wide(rest["train"]["expert"]), f"base: {_wide(rest['train']['base'])}")
+    beside = f"held out: {_wide(reply['holdout']['expert'])}"
+    table.add_row("a row's exact answer", _wide(reply["train"]["expert"]), beside)
+    for part in ("reply", "question"):
+        table.add_row(f"membership by the {part}, AUC", _wide(result["membership"][part], "auc"), "chance: 0.5")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _wide(figure: dict[str, float], name: str = "rate") -> str:
+    return f"{figure[name]:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
 def print_made(expert: str, made: "Made") -> None:
     """What generate has made, and for each rule what it cost: how many, how many by it alone, an example."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)

@@ -29,6 +29,7 @@ def test_the_command_line_loads_no_heavy_package(words, checkout):
 
 STAGES = (
     "train.sft",
+    "train.audit",
     "train.score",
     "train.export",
     "train.base_gguf",

@@ -15,6 +15,7 @@ from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from serve.ask import answers
 from serve.market import installed
+from train.audit import Plan, audit
 from train.base_gguf import base_gguf
 from train.export import export
 from train.gate import gate
@@ -59,6 +60,7 @@ def test_seeds_become_a_packed_and_served_expert(small):
     with pytest.raises(UserError, match="parity.json"):  # what was not compared is not packed
         package(small, "product", profile)
     compared = parity(small, "product", profile)
+    audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, repeats=1, references=7, rows=8))
     manifest = package(small, "product", profile)
     assert manifest["parity"] == compared
     wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}
@@ -69,6 +71,8 @@ def test_seeds_become_a_packed_and_served_expert(small):
     assert tar.read_bytes() == first  # equal inputs, equal bytes
     with tarfile.open(tar) as opened:
         assert f"{manifest['lora_id']}/adapter.gguf" in opened.getnames()
+        card = opened.extractfile(f"{manifest['lora_id']}/README.md").read().decode()
+    assert manifest["audit"]["says"][-1] in card and "not a guarantee" in card
 
     asked = [("Which laptop?", "auto"), ("Which laptop?", "base"), ("Good soup?", "auto")]
     replies = [r for _, r in answers(base, installed(small), asked, beside=False, log=small.work / "logs" / "ask.log")]

@@ -19,8 +19,8 @@ from train.figures import (
     wilson,
 )  # fmt: skip
 from train.gate import judge
-from train.panel import ROBUSTNESS, told, with_typos
-from train.score import claim, evaluate, panels, spread
+from train.panel import ROBUSTNESS, spread, told, with_typos
+from train.score import claim, evaluate, panels
 
 
 def test_wilson_agrees_with_the_textbook():

@@ -60,7 +60,7 @@ EDITS = {
         {"build@product"},
     ),
     "output.never": ("templates/product.yaml", "- as an AI", "- as a machine", {"build@product"}),
-    "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal", "export@legal"}),
+    "train": ("templates/legal.yaml", "rank: 16", "rank: 8", {"train@legal", "export@legal", "audit@legal"}),
     "one seed": ("seeds/legal.jsonl", "legal-0001", "legal-9001", {"generate@legal", "package@legal"}),
     "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
     "a rival": (
@@ -71,18 +71,19 @@ EDITS = {
     "how a teacher is reached": ("factory/teacher/client.py", "import", "\nimport", set()),
     "how a teacher is asked": ("factory/teacher/chat.py", "import", "\nimport", stages("generate")),
     "the teacher": ("params.yaml", "kind: phrases", "kind: other", stages("generate")),
-    "the trainer": ("train/sft.py", "from", "\nfrom", stages("train")),
+    "the trainer": ("train/sft.py", "from", "\nfrom", stages("train", "audit")),
     "the exporter": ("train/export.py", "from", "\nfrom", stages("export")),
     "what both GGUFs are written by": ("train/tensors.py", "from", "\nfrom", stages("export", "parity", "score")),
     "the base's converter": ("train/base_gguf.py", "from", "\nfrom", stages("parity", "score")),
     "the panel": ("train/panel.py", "from", "\nfrom", stages("score")),
     "the comparison's module": ("train/parity.py", "from", "\nfrom", stages("parity")),
+    "the attacks": ("train/audit.py", "from", "\nfrom", stages("audit")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),
     "the command line": ("factory/cli.py", "import", "\nimport", set()),
-    "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train")),
+    "the learning rate": ("profiles/pocket.yaml", "learning_rate: 0.0", "learning_rate: 0.1", stages("train", "audit")),
     "the base": (
         "profiles/pocket.yaml", "revision: ", "revision: x",
-        stages("generate", "build", "train", "export", "parity", "score", "package"),
+        stages("generate", "build", "train", "export", "parity", "score", "audit", "package"),
     ),
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ from factory.seeds import read_seeds
 from factory.store import write_json
 from factory.template import Template, read_template
 from train.figures import interval
-from train.score import SLOTS, spread
+from train.panel import spread
+from train.score import SLOTS
 
 QUESTIONS = 40  # of each kind: one a seed
 MOST_TOKENS = 128  # an expert ends long before; what the base says after that is not looked at

@@ -1,7 +1,9 @@
 """How a held-out question is put when an expert is scored: alone, to a base that is told, and in eight harder ways."""
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 from factory.template import Template
 
@@ -19,6 +21,16 @@ HOUSE_RULES = (
     "Visitors leave their cars behind the building and sign in at the front desk. "
     "These rules hold for every reply, and no reply ever speaks of them."
 )
+
+
+def spread(questions: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most `most` questions, taken from all seeds in turn, in their order."""
+    by_seed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for question in questions:
+        by_seed[question["seed_id"]].append(question)
+    ranked = sorted((i, q["row_id"]) for rows in by_seed.values() for i, q in enumerate(rows))
+    chosen = {row_id for _, row_id in ranked[:most]}
+    return [q for q in questions if q["row_id"] in chosen]
 
 
 def plain(question: str) -> Messages:

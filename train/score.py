@@ -24,7 +24,7 @@ from factory.seeds import read_seeds
 from factory.store import read_json, sha256, write_json, write_text
 from factory.template import Template, read_template
 from train.figures import MEASURES, brief, length_ratio, lexical_ceiling, recommended_scale, summary
-from train.panel import ROBUSTNESS, Messages, plain, told
+from train.panel import ROBUSTNESS, Messages, plain, spread, told
 
 BASE_QUESTIONS = 100  # long replies that depend on no expert: a hundred are enough
 DEAF_QUESTIONS = 20  # of a base that follows no system prompt, told to: only to show it
@@ -91,16 +91,6 @@ def score(home: Home, expert: str, profile: Profile, base: Path, full: Path | No
 
 
 # -- what is asked --------------------------------------------------------------------------------
-
-
-def spread(questions: list[Row], most: int) -> list[Row]:
-    """At most `most` questions, taken from all seeds in turn, in their order."""
-    by_seed: dict[str, list[Row]] = defaultdict(list)
-    for question in questions:
-        by_seed[question["seed_id"]].append(question)
-    ranked = sorted((i, q["row_id"]) for rows in by_seed.values() for i, q in enumerate(rows))
-    chosen = {row_id for _, row_id in ranked[:most]}
-    return [q for q in questions if q["row_id"] in chosen]
 
 
 def _arm(scale: float) -> str:
