@@ -165,7 +165,7 @@ def confusion(template: Template, counts: list[Row]) -> Row:
         found[row["answer"], row["given"] if row["given"] in template.answers else ""] += row["n"]
     keys = list(template.answers)
     columns = keys + [""] * any(found[key, ""] for key in keys)
-    rows = []
+    rows: list[Row] = []
     for key in keys:
         n = sum(found[key, given] for given in columns)
         cells = [
@@ -182,8 +182,9 @@ def confusion(template: Template, counts: list[Row]) -> Row:
 
 def losses(path: Path) -> list[tuple[float, float]]:
     """(step, training loss) as `dmoe train` wrote them; none where it has not."""
-    lines = csv.DictReader(read_text(path).splitlines()) if path.exists() else []
-    return [(int(line["step"]), float(line["loss"])) for line in lines]
+    if not path.exists():
+        return []
+    return [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(read_text(path).splitlines())]
 
 
 def _marked(row: Row, template: Template) -> Row:

@@ -90,7 +90,8 @@ def _built(checkout):
             for arm, n in (("base", 250), ("expert", 40)) if j == 0 else (("expert", 40),):
                 scores.append({
                     **same, "panel": "claim", "setting": "plain", "arm": arm, "scale": float(arm == "expert"),
-                    "instruction": question, "reply": told, "tokens": n, "given": answer if right else "", "stopped": True,
+                    "instruction": question, "reply": told, "tokens": n, "stopped": True,
+                    "given": answer if right else "",
                     "named": right, "mention": right, "right": right, "in_form": right,
                 })  # fmt: skip
     write_rows(checkout.dataset("medical", "candidates.parquet"), CANDIDATES, candidates)
@@ -273,7 +274,7 @@ def test_a_base_without_thoughts_and_an_unquantised_one_are_told(checkout):
     _built(checkout)
     text, found = _evaluated(checkout, thinking={}, full_precision=_arm(40, 0.9562, 40))
     assert not [name for name in found if name.startswith("thinking")] and "has no thinking to turn on" in text
-    assert found["unquantised.expert.mention"] == "95.6\xa0%" and "other by +1.0 percentage points" in text
+    assert found["unquantised.expert.mention"] == "95.6\xa0%" and "changes by +1.0 percentage points" in text
     assert "base.gguf</code>, the base that is served" in _evaluated(checkout)[0]
 
 
@@ -308,11 +309,10 @@ def test_an_expert_with_one_answer_has_no_matrix(checkout):
 
 
 def test_what_the_page_says_of_the_measuring_is_what_the_score_does(pages):
+    from factory.page import _environment
     from train.figures import AS_GOOD, TRAINED_SCALE
     from train.panel import ROBUSTNESS
     from train.score import MOST_TOKENS, SAMPLING
-
-    from factory.page import _environment
 
     text = _text(_page(pages))
     assert f"less than {100 * AS_GOOD:g} percentage points below" in text and f"nearest to {TRAINED_SCALE:g}." in text
@@ -495,6 +495,15 @@ def test_in_a_browser_nothing_overflows_and_nothing_goes_wrong(checkout, browser
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= 390 and said == [] and page.title() != "owned", (path.name, scheme, wide, said)
             page.context.close()
+
+
+def test_in_a_browser_a_page_fits_on_paper(checkout, browser):
+    _proved(_built(checkout))
+    page, said = _opened(browser, _page(_report(checkout, "medical")), viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")  # A4 with margins of a centimetre
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718 and said == []
+    page.context.close()
 
 
 def test_in_a_browser_replies_can_be_filtered_and_expanded(pages, browser):
