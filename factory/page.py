@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PAGES = Path(__file__).parent / "pages"
 TICKS = 6  # numbers along an axis: as many as a phone has room for
+INSET = 0.04  # share of the axis before the first and behind the last point of a line
 
 
 def render(name: str, /, **values: Any) -> str:
@@ -25,7 +26,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["histogram"] = histogram
+    environment.globals |= {"histogram": histogram, "plane": plane}
     environment.filters["percent"] = percent
     environment.filters["thousands"] = "{:,}".format
     return environment
@@ -70,6 +71,38 @@ def histogram(
         "series": counts, "ticks": [(place(value), f"{value:g}") for value in ticks],
         "marks": [(place(value), name) for name, value in (marks or {}).items()],
     }  # fmt: skip
+
+
+def plane(
+    series: dict[str, Sequence[tuple[float, float]]], top: float | None = None, marks: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """Points of one or several series in a plane, as the `lines` macro of plots.html draws them.
+
+    Args:
+        series: name -> (x, y) in the order of x; no y is below 0.
+        top: the y at the upper edge; without it a round number that no y exceeds.
+        marks: values of x to be marked by name.
+    Returns: {top, series: {name: [(across, up, x, y), ...]}, ticks and marks: [(across, name), ...]}; across and up
+    are shares of the axes. Few values of x are their own ticks.
+    """
+    points = [point for one in series.values() for point in one] or [(0.0, 0.0)]
+    across = sorted({x for x, _ in points})
+    low, wide = across[0], across[-1] - across[0] or 1
+    edge = top or 2 * _round_up(max(y for _, y in points) / 2 or 1, False)
+
+    def place(x: float) -> float:
+        return INSET + (1 - 2 * INSET) * (x - low) / wide
+
+    ticks = across
+    if len(across) > TICKS + 2:
+        step = _round_up(wide / TICKS, all(float(x).is_integer() for x in across))
+        ticks = [step * i for i in range(math.ceil(low / step), math.floor(across[-1] / step) + 1)]
+    return {
+        "top": edge,
+        "series": {name: [(place(x), y / edge, x, y) for x, y in one] for name, one in series.items()},
+        "ticks": [(place(x), f"{x:g}") for x in ticks],
+        "marks": [(place(x), name) for name, x in (marks or {}).items()],
+    }
 
 
 def _round_up(value: float, whole: bool) -> float:

@@ -6,6 +6,7 @@ measures nothing anew. What is not there yet is named on the page, with the comm
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter as Tally
 from collections import defaultdict
@@ -18,7 +19,7 @@ from factory.page import render
 from factory.paths import Home, Params, Profile
 from factory.query import connect
 from factory.seeds import Seed, held_out, read_seeds
-from factory.store import read_json, sha256, write_text
+from factory.store import read_json, read_text, sha256, write_text
 from factory.template import Template, any_pattern, read_template
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ Row = dict[str, Any]
 MISSES, OTHERS = 200, 60  # replies on a page: those where the expert missed something, and others
 FIRST = re.compile(r".{60,240}?[.!?](?= )|.{160}\S*(?= )", re.DOTALL)  # of a long reply, what is shown of it folded
 SAMPLES, CLUSTERS, SHORT = 8, 20, 100  # dropped rows of a reason, groups of near copies, seeds that fell short
+WRITTEN = ("eval", "gate", "manifest", "parity", "audit")  # by stages, into experts/<expert>/<name>.json
+EVERYDAY, MIXED = 6, 5  # replies to questions of another kind, answers given in another's place most often
 
 
 def report(home: Home, params: Params, profile: Profile, only: str | None, out: Path) -> Path:
@@ -49,7 +52,7 @@ def _made(home: Home, expert: str) -> Row:
     """What an expert says of itself and the figures that its stages wrote; None where a stage has not run."""
     files = {
         "stats": home.dataset(expert, "stats.json"),
-        **{name: home.expert(expert, f"{name}.json") for name in ("eval", "gate", "manifest")},
+        **{name: home.expert(expert, f"{name}.json") for name in WRITTEN},
     }
     template = read_template(home.template(expert))
     read = {name: read_json(path) if path.exists() else None for name, path in files.items()}
@@ -82,7 +85,10 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "shown": [_marked(row, template) for row in misses[:MISSES] + scored[len(misses) :][:OTHERS]],
         "reasons": {row["reason"]: row for row in ask(REASON_SQL)},
         "dropped": _by(ask(DROPPED_SQL), "reason"),
-        "lengths": _by(ask(LENGTHS_SQL), "arm"),
+        "lengths": _by([row for row in ask(LENGTHS_SQL) if row["arm"] in _arms(made["eval"])], "arm"),
+        "confusion": confusion(template, ask(CONFUSION_SQL)),
+        "everyday": ask(EVERYDAY_SQL),
+        "losses": losses(home.expert(expert, "plots/loss.csv")),
         "tokens": [row["tokens"] for row in ask(TOKENS_SQL)],
         "likeness": likeness(rows),
         "fallen": [row["score"] for row in fallen],
@@ -91,6 +97,12 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "coverage": coverage(template, seeds, rows, _by(ask(SEED_SQL), "seed_id")),
         "facts": facts(home, expert),
     }
+
+
+def _arms(measured: Row | None) -> tuple[str, ...]:
+    """The arms worth a look: what a base does that was told means nothing where it follows no system prompt."""
+    follows = measured and measured.get("base_follows_system_prompt")
+    return ("base", "told", "expert") if follows else ("base", "expert")
 
 
 def absent(home: Home, expert: str) -> list[tuple[str, str]]:
@@ -138,6 +150,41 @@ def answers(template: Template, rows: list[Row], scored: list[Row]) -> list[Row]
             "instead": sorted(instead.items(), key=lambda item: (-item[1], item[0])),
         })  # fmt: skip
     return found
+
+
+def confusion(template: Template, counts: list[Row]) -> Row:
+    """Which answer was given to questions of which, as a matrix: the key "" stands for none or several.
+
+    Args:
+        counts: {answer, given, n}.
+    Returns: {columns: [key, ...], rows: [{key, n, cells: [{key, n, share, own}, ...]}, ...], mixed: the pairs
+    (key, given, n, of) that were mixed up most often}.
+    """
+    found: Tally[tuple[str, str]] = Tally()
+    for row in counts:
+        found[row["answer"], row["given"] if row["given"] in template.answers else ""] += row["n"]
+    keys = list(template.answers)
+    columns = keys + [""] * any(found[key, ""] for key in keys)
+    rows: list[Row] = []
+    for key in keys:
+        n = sum(found[key, given] for given in columns)
+        cells = [
+            {"key": given, "n": found[key, given], "share": found[key, given] / (n or 1), "own": given == key}
+            for given in columns
+        ]
+        rows.append({"key": key, "n": n, "cells": cells})
+    others = [
+        (row["key"], cell["key"], cell["n"], row["n"]) for row in rows for cell in row["cells"] if not cell["own"]
+    ]
+    mixed = sorted((other for other in others if other[1] and other[2]), key=lambda other: (-other[2], other))
+    return {"columns": columns, "rows": rows, "mixed": mixed[:MIXED]}
+
+
+def losses(path: Path) -> list[tuple[float, float]]:
+    """(step, training loss) as `dmoe train` wrote them; none where it has not."""
+    if not path.exists():
+        return []
+    return [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(read_text(path).splitlines())]
 
 
 def _marked(row: Row, template: Template) -> Row:
@@ -229,7 +276,16 @@ QUALIFY row_number() OVER (PARTITION BY reason ORDER BY v.row_id) <= {SAMPLES} O
 """
 LENGTHS_SQL = """
 SELECT arm, tokens FROM scores
-WHERE expert = $expert AND panel = 'claim' AND arm IN ('base', 'expert') ORDER BY arm DESC
+WHERE expert = $expert AND panel = 'claim' ORDER BY arm = 'expert' DESC, arm
+"""
+CONFUSION_SQL = """
+SELECT answer, given, count(*) AS n FROM scores
+WHERE expert = $expert AND panel = 'claim' AND arm = 'expert' GROUP BY ALL ORDER BY ALL
+"""
+EVERYDAY_SQL = f"""
+SELECT instruction, reply, tokens, named FROM scores
+WHERE expert = $expert AND panel = 'off_domain' AND arm = 'expert'
+ORDER BY row_number() OVER (PARTITION BY named ORDER BY row_id), named DESC LIMIT {EVERYDAY}
 """
 TOKENS_SQL = "SELECT tokens FROM verdicts WHERE expert = $expert AND verdict = 'keep' ORDER BY tokens"
 CLUSTER_SQL = f"""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.page import histogram, percent, render
+from factory.page import histogram, percent, plane, render
 from factory.paths import read_params, read_profile
-from factory.report import MISSES, OTHERS, report
+from factory.report import MISSES, OTHERS, confusion, report
 from factory.schema import CANDIDATES, ROWS, SCORES, VERDICTS, write_rows
 from factory.store import write_json
 from factory.template import REASONS, read_template
@@ -90,7 +90,8 @@ def _built(checkout):
             for arm, n in (("base", 250), ("expert", 40)) if j == 0 else (("expert", 40),):
                 scores.append({
                     **same, "panel": "claim", "setting": "plain", "arm": arm, "scale": float(arm == "expert"),
-                    "instruction": question, "reply": told, "tokens": n, "given": "", "stopped": True,
+                    "instruction": question, "reply": told, "tokens": n, "stopped": True,
+                    "given": answer if right else "",
                     "named": right, "mention": right, "right": right, "in_form": right,
                 })  # fmt: skip
     write_rows(checkout.dataset("medical", "candidates.parquet"), CANDIDATES, candidates)
@@ -158,7 +159,7 @@ def test_markup_in_questions_and_replies_is_shown_as_text(pages):
 
 def test_the_figures_are_those_of_the_scores(pages):
     measured, found = _evaluation(), Found(_text(pages / "experts" / "medical.html")).figures
-    for arm in ("base", "expert"):
+    for arm in ("base", "told", "expert"):
         for name in ("named", "mention", "right", "in_form"):
             assert found[f"{arm}.{name}"] == percent(measured[arm][name]["rate"])
         assert float(found[f"{arm}.tokens"]) == measured[arm]["tokens"]["median"]
@@ -199,6 +200,176 @@ def test_every_reason_is_explained():
     from factory.page import _environment
 
     assert set(_environment().get_template("reasons.html").module.said) == set(REASONS)
+
+
+# -- harder questions, other settings ---------------------------------------------------------------
+
+
+def _evaluated(checkout, **changed):
+    """The page's text and its figures, with eval.json's figures changed."""
+    write_json(checkout.expert("medical", "eval.json"), {**_evaluation(), **changed})
+    text = _text(_page(_report(checkout, "medical")))
+    return text, Found(text).figures
+
+
+def _rates(found, name, figures, measures=("mention", "right", "in_form")):
+    return {found[f"{name}.{m}"] for m in measures} == {percent(figures[m]["rate"]) for m in measures}
+
+
+def test_the_harder_figures_are_those_of_the_scores(pages):
+    measured, found = _evaluation(), Found(_text(_page(pages))).figures
+    for name, figures in measured["robustness"].items():
+        assert _rates(found, f"robustness.{name}", figures, ("mention", "right"))
+    for scale, figures in measured["dose"].items():
+        assert _rates(found, f"dose.{scale}", figures)
+        assert float(found[f"dose.{scale}.tokens"]) == figures["tokens"]["median"]
+    for setting, by_arm in (("greedy", measured), *((name, measured[name]) for name in ("sampled", "thinking"))):
+        for arm in {"base", "told", "expert"} & set(by_arm):
+            assert _rates(found, f"{setting}.{arm}", by_arm[arm])
+            assert float(found[f"{setting}.{arm}.tokens"]) == by_arm[arm]["tokens"]["median"]
+            assert float(found[f"{setting}.{arm}.similarity"]) == by_arm[arm]["similarity"]
+            assert float(found[f"{setting}.{arm}.answers_per_seed"]) == by_arm[arm]["answers_per_seed"]
+    for arm, figures in measured["off_domain"].items():
+        assert _rates(found, f"off_domain.{arm}", figures, ("named",))
+        assert float(found[f"off_domain.{arm}.tokens"]) == figures["tokens"]["median"]
+    assert float(found["recommended_scale"]) == measured["recommended_scale"]
+
+
+def test_the_points_of_the_doses_lie_where_their_figures_are(pages):
+    points = re.findall(r'<svg class="point (\w+)" data-x="([\d.]+)" x="([\d.]+)%" y="([\d.]+)">', _text(_page(pages)))
+    assert len(points) == 3 * 4
+    for _, scale, x, y in points:
+        assert float(x) == pytest.approx(4 + 92 * float(scale) / 1.5, abs=0.01)
+        assert float(y) == pytest.approx(174 - 150 * _evaluation()["dose"][scale]["mention"]["rate"], abs=0.06)
+
+
+def test_the_hardest_way_of_asking_stands_first_and_in_the_index(pages):
+    text = _text(_page(pages))
+    assert re.findall(r'data-figure="robustness\.([a-z ]+)\.mention"', text) == [
+        "long system prompt", "typos", "role prompt",
+    ]  # fmt: skip
+    assert "<b>long system prompt</b>: 70.0\xa0%" in text
+    assert "70.0\xa0%<br><small>long system prompt</small>" in _text(pages / "index.html")
+
+
+def test_the_gate_of_the_ways_of_asking_is_drawn_where_it_counts(checkout):
+    _built(checkout)
+    wanted = '<line class="wanted" x1="85.0%" x2="85.0%" y1="0" y2="30"/>'
+    assert _evaluated(checkout)[0].count(wanted) == 3
+    path = checkout.root / "profiles" / "pocket.yaml"
+    path.write_text(_text(path).replace("robust, ", ""), encoding="utf-8")
+    text = _evaluated(checkout)[0]
+    assert wanted not in text and "Reported on this base, not gated." in text
+
+
+def test_a_base_that_follows_no_system_prompt_has_no_arm_that_was_told(checkout):
+    _built(checkout)
+    text, found = _evaluated(checkout)
+    assert "told.mention" in found and "greedy.told.right" in found and "never taught to follow" not in text
+    text, found = _evaluated(checkout, base_follows_system_prompt=False)
+    assert not [name for name in found if "told" in name] and "never taught to follow a system prompt" in text
+
+
+def test_a_base_without_thoughts_and_an_unquantised_one_are_told(checkout):
+    _built(checkout)
+    text, found = _evaluated(checkout, thinking={}, full_precision=_arm(40, 0.9562, 40))
+    assert not [name for name in found if name.startswith("thinking")] and "has no thinking to turn on" in text
+    assert found["unquantised.expert.mention"] == "95.6\xa0%" and "changes by +1.0 percentage points" in text
+    assert "base.gguf</code>, the base that is served" in _evaluated(checkout)[0]
+
+
+def test_the_mix_ups_are_those_of_the_replies(pages):
+    text, found = _text(_page(pages)), Found(_text(_page(pages))).figures
+    counts = {name.split(".", 1)[1]: int(n) for name, n in found.items() if name.startswith("confusion.")}
+    keys = list(read_template(_template()).answers)
+    assert counts == {f"{keys[0]}.": 4} | {f"{k}.{k}": 1 for k in keys[1:]} | {f"{k}.": 3 for k in keys[1:]}
+    assert "No answer was given in another's place." in text
+
+
+def _template():
+    from pathlib import Path
+
+    return Path(__file__).parent.parent / "templates" / "medical.yaml"
+
+
+def test_the_commonest_mix_up_is_named_first_and_an_answer_of_old_is_none_of_these():
+    template = read_template(_template())
+    asked = [("headache", "hiccups", 2), ("headache", "headache", 6), ("itching", "hiccups", 3), ("itching", "gone", 1)]
+    made = confusion(template, [dict(zip(("answer", "given", "n"), row, strict=True)) for row in asked])
+    assert made["mixed"] == [("itching", "hiccups", 3, 4), ("headache", "hiccups", 2, 8)]
+    cells = {row["key"]: {c["key"]: (c["n"], c["share"]) for c in row["cells"]} for row in made["rows"]}
+    assert cells["itching"][""] == (1, 0.25) and cells["headache"]["headache"] == (6, 0.75)
+    assert made["columns"] == [*template.answers, ""] and cells["nosebleed"]["nosebleed"] == (0, 0)
+
+
+def test_an_expert_with_one_answer_has_no_matrix(checkout):
+    write_json(checkout.expert("product", "eval.json"), _evaluation())
+    text = _text(_page(_report(checkout, "product"), "product"))
+    assert 'id="harder"' in text and "Which answer was given to which question" not in text
+
+
+def test_what_the_page_says_of_the_measuring_is_what_the_score_does(pages):
+    from factory.page import _environment
+    from train.figures import AS_GOOD, TRAINED_SCALE
+    from train.panel import ROBUSTNESS
+    from train.score import MOST_TOKENS, SAMPLING
+
+    text = _text(_page(pages))
+    assert f"less than {100 * AS_GOOD:g} percentage points below" in text and f"nearest to {TRAINED_SCALE:g}." in text
+    assert f"temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']};" in text
+    assert f"longer than {MOST_TOKENS} tokens" in text
+    assert set(_environment().get_template("ways.html").module.put) == set(ROBUSTNESS)
+
+
+def test_figures_of_before_the_harder_questions_are_a_page_too(checkout):
+    old = {k: v for k, v in _evaluation().items() if k in ("about", "base", "expert", "length_ratio", "times_more")}
+    write_json(checkout.expert("medical", "eval.json"), old)
+    out = _report(checkout)
+    assert "before the expert was also asked in harder ways" in _text(_page(out)) and 'id="harder"' not in _text(
+        _page(out)
+    )
+    assert "not asked yet" in _text(out / "index.html")
+
+
+PARITY = {
+    "rows": 8, "positions": 48, "updates": {"compared": 35, "largest_error": 0.0}, "base": EVIL,
+    "limits": {"kl_mean": 1e-05, "kl_max": 1e-05, "tie": 0.001}, "identical_at_0": True,
+    "scales": {s: {"kl_mean": 2.5e-11, "kl_max": 2e-10, "agreement": 1.0, "ties": 0} for s in ("0", "0.5", "1")},
+}  # fmt: skip
+
+
+def _proved(checkout):
+    write_json(checkout.expert("medical", "parity.json"), PARITY)
+    write_json(checkout.expert("medical", "audit.json"), {"says": ["Nothing was learnt by heart.", EVIL]})
+    path = checkout.expert("medical", "plots/loss.csv")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("step,loss\n10,2.5000\n20,0.5000\n", encoding="utf-8")
+
+
+def test_training_parity_and_leaks_are_shown_where_they_were_measured(checkout):
+    _built(checkout)
+    text, _ = _evaluated(checkout)
+    assert not [name for name in ("training", "parity", "leaks") if f'"{name}"' in text or f"#{name}" in text]
+    _proved(checkout)
+    text, found = _evaluated(checkout)
+    assert all(f'id="{name}"' in text and f'"#{name}"' in text for name in ("training", "parity", "leaks"))
+    assert {found[f"parity.{scale}.kl_mean"] for scale in PARITY["scales"]} == {"2.5e-11"}
+    assert "from 2.5 at step 10 to 0.5 at step 20" in text and "<li>Nothing was learnt by heart.</li>" in text
+    assert "bit for bit" in text and "48 positions of 8 held-out rows" in text
+
+
+def test_parity_of_few_words_is_a_page_too(checkout):
+    scales = {"0": {"kl_mean": 0.0, "kl_max": 0.0, "agreement": 1.0}}
+    write_json(checkout.expert("medical", "parity.json"), {"scales": scales})
+    assert 'id="parity"' in _text(_page(_report(checkout, "medical")))
+
+
+def test_markup_in_ways_of_asking_and_findings_is_shown_as_text(checkout):
+    _built(checkout)
+    _proved(checkout)
+    text, _ = _evaluated(checkout, robustness={EVIL: _arm(10, 0.5, 40)}, base_file=EVIL)
+    assert "<script>document" not in text and "<img" not in text
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 4
 
 
 # -- what is not there ------------------------------------------------------------------------------
@@ -268,6 +439,21 @@ def test_whole_numbers_get_bins_of_whole_numbers():
     assert [name for _, name in made["ticks"]] == ["30", "35", "40", "45"]
 
 
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(0, 1e4)), max_size=30))
+def test_a_plane_holds_every_point_and_its_ticks(points):
+    made = plane({"a": points, "b": points[:2]}, marks={"first": points[0][0]} if points else None)
+    assert [(x, y) for *_, x, y in made["series"]["a"]] == points and len(made["series"]["b"]) == len(points[:2])
+    assert all(0 <= across <= 1 and 0 <= up <= 1.000001 for across, up, *_ in made["series"]["a"])
+    assert all(0 <= place <= 1 for place, _ in made["marks"] + made["ticks"]) and len(made["ticks"]) <= 9
+
+
+def test_few_places_are_their_own_ticks_and_many_get_round_ones():
+    few = plane({"a": [(0.25, 1), (1.5, 0)]}, 1)
+    assert [name for _, name in few["ticks"]] == ["0.25", "1.5"] and few["top"] == 1
+    many = plane({"a": [(10 * i, 2.5) for i in range(1, 20)]})
+    assert [name for _, name in many["ticks"]] == ["50", "100", "150"] and many["top"] == 4
+
+
 def test_a_page_without_the_style_block_is_a_page_too():
     assert render("base.html").startswith("<!doctype html>")
 
@@ -298,7 +484,9 @@ def _opened(browser, path, **settings):
     return page, said
 
 
-def test_in_a_browser_nothing_overflows_and_nothing_goes_wrong(pages, browser):
+def test_in_a_browser_nothing_overflows_and_nothing_goes_wrong(checkout, browser):
+    _proved(_built(checkout))
+    pages = _report(checkout)
     for scheme in ("light", "dark"):
         for path in _all(pages):
             size = {"width": 390, "height": 800}
@@ -307,6 +495,15 @@ def test_in_a_browser_nothing_overflows_and_nothing_goes_wrong(pages, browser):
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= 390 and said == [] and page.title() != "owned", (path.name, scheme, wide, said)
             page.context.close()
+
+
+def test_in_a_browser_a_page_fits_on_paper(checkout, browser):
+    _proved(_built(checkout))
+    page, said = _opened(browser, _page(_report(checkout, "medical")), viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")  # A4 with margins of a centimetre
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718 and said == []
+    page.context.close()
 
 
 def test_in_a_browser_replies_can_be_filtered_and_expanded(pages, browser):
