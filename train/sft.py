@@ -26,30 +26,10 @@ def train(home: Home, expert: str, profile: Profile) -> None:
     Raises:
         UserError: the base cannot be had or is a mixture of experts, or a row's loss mask is wrong.
     """
-    from peft import LoraConfig
-    from peft.helpers import disable_input_dtype_casting
-    from transformers import set_seed
-    from trl import SFTTrainer
-
-    _keep_memory()
     template = read_template(home.template(expert))
-    data = home.dataset(expert, "train.parquet")
-    rows = read_rows(data, ROWS, f"dmoe build {expert}")
-    set_seed(SEED)
-    tokenizer = load_tokenizer(home, profile)
-    model = load_base(home, profile)
-    wanted = template.declaration.train
-    lora = LoraConfig(
-        r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    rows = read_rows(home.dataset(expert, "train.parquet"), ROWS, f"dmoe build {expert}")
     with whole(home.expert(expert, "adapter")) as out:
-        trainer = SFTTrainer(
-            model=model, processing_class=tokenizer, peft_config=lora, train_dataset=_dataset(rows),
-            args=_arguments(template, profile, len(rows), out.parent / "state"),
-        )  # fmt: skip
-        prove_labels(trainer, rows, tokenizer)
-        with disable_input_dtype_casting(trainer.model):
-            trainer.train()
+        trainer = fit(home, template, profile, rows, out.parent / "state")
         trainer.model.save_pretrained(out)
         # PEFT writes where the base lies on this machine, and the modules in the chance order of a set.
         config = read_json(out / "adapter_config.json")
@@ -58,6 +38,37 @@ def train(home: Home, expert: str, profile: Profile) -> None:
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the package writes the real one
     losses = [f"{at['step']},{at['loss']:.4f}" for at in trainer.state.log_history if "loss" in at]
     write_text(home.expert(expert, "plots/loss.csv"), "\n".join(["step,loss", *losses, ""]))
+
+
+def fit(home: Home, template: Template, profile: Profile, rows: list[dict[str, Any]], state: Path) -> Any:
+    """The expert's recipe on `rows`; returns the trainer, whose `model` is the base with the adapter (a PEFT model).
+
+    `state` is a folder that the trainer may use.
+
+    Raises:
+        UserError: the base cannot be had or is a mixture of experts, or a row's loss mask is wrong.
+    """
+    from peft import LoraConfig
+    from peft.helpers import disable_input_dtype_casting
+    from transformers import set_seed
+    from trl import SFTTrainer
+
+    _keep_memory()
+    set_seed(SEED)
+    tokenizer = load_tokenizer(home, profile)
+    model = load_base(home, profile)
+    wanted = template.declaration.train
+    lora = LoraConfig(
+        r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, peft_config=lora, train_dataset=_dataset(rows),
+        args=_arguments(template, profile, len(rows), state),
+    )  # fmt: skip
+    prove_labels(trainer, rows, tokenizer)
+    with disable_input_dtype_casting(trainer.model):
+        trainer.train()
+    return trainer
 
 
 def _keep_memory() -> None:
