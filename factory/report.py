@@ -112,7 +112,9 @@ def absent(home: Home, expert: str) -> list[tuple[str, str]]:
         ([data / "candidates.parquet"], "candidates", f"dmoe generate {expert}"),
         ([data / "verdicts.parquet", data / "stats.json"], "verdicts and rows", f"dmoe build {expert}"),
         ([made / "scores.parquet", made / "eval.json"], "measured replies", f"dvc repro score@{expert}"),
+        ([made / "parity.json"], "comparison with the trained adapter", f"dvc repro parity@{expert}"),
         ([made / "gate.json"], "passed gate", f"dvc repro gate@{expert}"),
+        ([made / "audit.json"], "audit for leaks", f"dvc repro audit@{expert}"),
         ([made / "manifest.json"], "package", f"dvc repro package@{expert}"),
     )
     return [(what, command) for paths, what, command in steps if not all(path.exists() for path in paths)]
