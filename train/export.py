@@ -215,27 +215,41 @@ def _planned(file: Path, config: dict[str, Any], base: dict[str, Any], outtype: 
 
     if not file.exists():
         raise UserError(f"{relative(file)}: there is no such file; train the adapter first")
-    text = base.get("text_config") or base  # of a multimodal base: its language model
-    names, found = get_tensor_name_map(MODEL_ARCH[_architecture(base)], text["num_hidden_layers"]), []
-    for tensor in stored(file):
-        module, _, side = tensor.name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        if side not in ("lora_A", "lora_B"):
-            raise UserError(
-                f"{relative(file)}: tensor {tensor.name} is no LoRA matrix of a linear layer; GGUF cannot carry it"
-            )
-        target = _target(module, names, text, relative(file))
-        rank = _matched(config.get("rank_pattern"), module, config["r"])
-        if len(tensor.shape) != 2 or tensor.shape[side == "lora_B"] != rank:
-            raise UserError(f"{relative(file)}: tensor {tensor.name} has shape {list(tensor.shape)}, not rank {rank}")
-        factor = _factor(config, module, rank) if side == "lora_B" else 1.0
-        heads = _heads(module, tensor, base) if side == "lora_B" else 0
-        found.append(_plan(f"{target}.{side.lower()}", tensor, outtype, factor, heads))
-    stems = [{p.name.removesuffix(side) for p in found if p.name.endswith(side)} for side in (".lora_a", ".lora_b")]
-    if not found or stems[0] != stems[1]:
+    names = get_tensor_name_map(MODEL_ARCH[_architecture(base)], _text(base)["num_hidden_layers"])
+    planned = [_plan(tensor, config, base, names, outtype) for tensor in stored(file)]
+    stems = [{p.name.removesuffix(side) for p in planned if p.name.endswith(side)} for side in (".lora_a", ".lora_b")]
+    if not planned or stems[0] != stems[1]:
         raise UserError(
             f"{relative(file)}: the LoRA matrices are not in pairs {sorted(stems[0] ^ stems[1])[:3]}; train again"
         )
-    return sorted(found, key=lambda planned: planned.name)
+    return sorted(planned, key=lambda planned: planned.name)
+
+
+def _text(base: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that tells of the language model; a multimodal base has it one level down."""
+    text: dict[str, Any] = base.get("text_config") or base
+    return text
+
+
+def _plan(tensor: Stored, config: dict[str, Any], base: dict[str, Any], names: Any, outtype: Outtype) -> Planned:
+    where = f"{relative(tensor.file)}: tensor {tensor.name}"
+    module, _, side = tensor.name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+    if side not in ("lora_A", "lora_B"):
+        raise UserError(f"{where} is no LoRA matrix of a linear layer; GGUF cannot carry it")
+    target = _target(module, names, _text(base), relative(tensor.file))
+    rank = _matched(config.get("rank_pattern"), module, config["r"])
+    if len(tensor.shape) != 2 or tensor.shape[side == "lora_B"] != rank:
+        raise UserError(f"{where} has shape {list(tensor.shape)}, not rank {rank}")
+    kind = "F16" if outtype == "q8_0" and tensor.shape[1] % 32 else outtype.upper()
+    factor, heads = (1.0, 0) if side == "lora_A" else (_factor(config, module, rank), _heads(module, tensor, base))
+    return Planned(f"{target}.{side.lower()}", tensor.shape, kind, lambda: _values(tensor, factor, heads), where)
+
+
+def _values(tensor: Stored, factor: float, heads: int) -> np.ndarray:
+    values = read(tensor)
+    if factor != 1:
+        values = values.astype(np.float32) * np.float32(factor)
+    return _interleaved(values, heads) if heads else values
 
 
 def _target(module: str, names: Any, base: dict[str, Any], where: str) -> str:
@@ -275,17 +289,6 @@ def _heads(module: str, tensor: Stored, base: dict[str, Any]) -> int:
             f"has {heads} heads of {size}; name the base that it was trained on"
         )
     return heads
-
-
-def _plan(name: str, tensor: Stored, outtype: Outtype, factor: float, heads: int) -> Planned:
-    def make() -> np.ndarray:
-        values = read(tensor)
-        if factor != 1:
-            values = values.astype(np.float32) * np.float32(factor)
-        return _interleaved(values, heads) if heads else values
-
-    kind = "F16" if outtype == "q8_0" and tensor.shape[1] % 32 else outtype.upper()
-    return Planned(name, tensor.shape, kind, make, f"{relative(tensor.file)}: tensor {tensor.name}")
 
 
 def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:

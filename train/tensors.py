@@ -68,7 +68,9 @@ def read(tensor: Stored) -> np.ndarray:
     count = int(np.prod(tensor.shape))
     values = np.fromfile(tensor.file, NUMPY[tensor.kind], count, offset=tensor.start)
     if tensor.kind == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = values.astype(np.uint32)
+        values <<= 16
+        values = values.view(np.float32)
     return values.reshape(tensor.shape)
 
 
