@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from factory.errors import UserError, relative
 from factory.paths import Home, Profile
 from factory.store import read_json, sha256, whole, write_json
 from factory.template import Template, read_template
@@ -95,9 +96,19 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
             "times_more": measured["times_more"],
             "length_ratio": measured["length_ratio"],
         },
-        "parity": read_json(home.expert(expert, "parity.json")),
+        "parity": _parity(home, expert),
         "audit": {name: found for name, found in audit.items() if name not in ("base_model", "about")},
     }
+
+
+def _parity(home: Home, expert: str) -> dict[str, Any]:
+    """What parity measured, if it was on these very files: one that fails leaves an older parity.json behind."""
+    path = home.expert(expert, "parity.json")
+    found: dict[str, Any] = read_json(path)
+    for name, digest in found.pop("sha256").items():
+        if digest != sha256(home.expert(expert, name)):
+            raise UserError(f"{relative(path)}: is of another {name}\n  then run: dmoe parity {expert}")
+    return found
 
 
 def _licences(home: Home, expert: str) -> list[str]:

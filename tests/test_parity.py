@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from factory.paths import read_profile
 from factory.schema import ROWS, write_rows
 from factory.store import read_json
 from train.base_gguf import export_base
+from train.export import export_adapter
 from train.parity import (
     LOOSER,
     MOST_KL,
@@ -20,6 +24,7 @@ from train.parity import (
     Update,
     blame,
     choose,
+    compare_updates,
     figures,
     interleaved,
     judge,
@@ -27,6 +32,9 @@ from train.parity import (
     measured,
     parity,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+import lora_shapes as shapes
 
 
 def row(seed, text="Take the blue one."):
@@ -160,7 +168,8 @@ def test_another_base_under_the_same_adapter_is_told_though_every_tensor_is_righ
     weights["model.norm.weight"] *= 3
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     export_base(other, small.work / "base.gguf")
-    with pytest.raises(UserError, match=r"the bare base's GGUF is too far .*\n.*all 14 updates are PEFT's: look at"):
+    told = r"base's GGUF is .* nats from its weights, at most 0.5 wanted.*\n.*all 14 updates are PEFT's: look at"
+    with pytest.raises(UserError, match=told):
         parity(small, "product", named)
 
 
@@ -264,3 +273,34 @@ def test_rows_are_chosen_from_different_seeds_and_in_the_same_way_each_time(tiny
     for passage in chosen:
         assert passage.ends == sorted(set(passage.ends)) and len(passage.ends) == 6
         assert tokenizer.decode(passage.tokens[: passage.ends[0]]).endswith("<|im_start|>assistant\n")
+
+
+# -- every architecture ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-grouped", "smollm3", "gemma2", "phi2", "phi3"])
+def test_the_updates_of_every_architecture_are_found_equal_through_its_order_and_folding(name, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    modules = sorted({module.rpartition(".")[2] for module in shapes.layers(shapes.BASES[name])})
+    written = {
+        "task_type": "CAUSAL_LM",
+        "target_modules": modules,
+        "use_rslora": True,
+        "alpha_pattern": {modules[0]: 3},
+    }
+    adapter = shapes.write_adapter(tmp_path, shapes.BASES[name], **written)
+    export_adapter(adapter, shapes.BASES[name], tmp_path / "adapter.gguf", {})
+    torch.manual_seed(0)
+    with warnings.catch_warnings():  # transformers and PEFT of one another
+        warnings.simplefilter("ignore")
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "base"))
+        model = PeftModel.from_pretrained(base, str(adapter))
+    found = compare_updates(model, tmp_path / "adapter.gguf")
+    assert len(found) == len(shapes.layers(shapes.BASES[name])) and not any(update.differs for update in found)
+    model.config.get_text_config().num_attention_heads = 2  # as if the rows stood in another order
+    moved = [u.name for u in compare_updates(model, tmp_path / "adapter.gguf") if u.differs]
+    permuted = shapes.BASES[name]["model_type"] in ("llama", "mistral", "smollm3")
+    assert moved == (["blk.0.attn_q.weight", "blk.1.attn_q.weight"] if permuted else [])
