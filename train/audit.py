@@ -227,7 +227,7 @@ def says(figures: Figure) -> list[str]:
     """What was measured, in sentences that claim no more."""
     c, v, m, rows = (figures[name] for name in ("canaries", "verbatim", "membership", "rows"))
     rest, reply = v["rest"], v["reply"]
-    heart = "rows are known by heart" if reply["beyond_held_out"]["low"] > 0 else "not told from chance"
+    heart = "rows are known by heart" if reply["beyond_held_out"]["low"] > 0 else "none is seen to be known by heart"
     return [
         f"A throw-away adapter was trained by the same recipe on {c['rows']} rows, among them codes planted in "
         f"{c['question']['n']} questions and {c['answer']['n']} answers, each seen {c['times_seen']} times. "
