@@ -92,8 +92,12 @@ def audit_table(result: dict[str, Any]) -> None:
     table.add_row("rest of a question", _wide(rest["train"]["expert"]), f"base: {_wide(rest['train']['base'])}")
     beside = f"held out: {_wide(reply['holdout']['expert'])}"
     table.add_row("a row's exact answer", _wide(reply["train"]["expert"]), beside)
-    for part in ("reply", "question"):
-        table.add_row(f"membership by the {part}, AUC", _wide(result["membership"][part], "auc"), "chance: 0.5")
+    for part, label in {
+        "reply_alone": "reply's loss",
+        "reply": "reply less base",
+        "question": "question less base",
+    }.items():
+        table.add_row(f"membership by {label}, AUC", _wide(result["membership"][part], "auc"), "chance: 0.5")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -5,7 +5,8 @@
 2. Verbatim: does the adapter finish a training question from its first half, or give a row's exact output?
 3. Membership: does the loss tell training rows from held-out ones?
 
-A loss is always the adapter's less the base's, so that what the base knows already does not count.
+A loss is the adapter's less the base's, so that what the base knows already does not count. Membership is told by the
+adapter's alone too: where the base would never write such a reply, its loss is mere noise.
 Reads train.parquet, holdout.parquet, the adapter, the base, `train` of the template and of the profile;
 writes experts/<expert>/audit.json. Run: dmoe audit <expert>
 """
@@ -170,9 +171,12 @@ def by_own_loss(model: Any, tokenizer: Any, group: list[Canary], references: lis
 
 
 def by_reply(model: Any, tokenizer: Any, group: list[Canary], references: list[str]) -> list[Bits]:
-    """By the loss of the reply that was trained behind the code: the way a question could leak into the adapter."""
+    """By the adapter's loss of the reply that was trained behind the code: a way for a question to leak into it.
+
+    The reply is the same for all codes: there is nothing that the base's loss could take account of.
+    """
     rows = [plant(c.row, c.where, code) for c in group for code in (c.code, c.decoy, *references)]
-    losses = [change.reply for change in changes(model, tokenizer, rows, "canaries by the reply's loss")]
+    losses = [change.reply_alone for change in changes(model, tokenizer, rows, "canaries by the reply's loss")]
     size = 2 + len(references)
     each = [losses[i : i + size] for i in range(0, len(losses), size)]
     return [(exposure(own, others), exposure(decoy, others)) for own, decoy, *others in each]
@@ -197,7 +201,11 @@ def rows_known(model: Any, tokenizer: Any, training: list[Row], held_out: list[R
             "rest": _verbatim({name: [(seed, c.says_rest) for seed, c in arm] for name, arm in arms.items()}),
             "reply": _verbatim({name: [(seed, c.says_reply) for seed, c in arm] for name, arm in arms.items()}),
         },
-        "membership": {"question": told(lambda c: c.question), "reply": told(lambda c: c.reply)},
+        "membership": {
+            "question": told(lambda c: c.question),
+            "reply": told(lambda c: c.reply),
+            "reply_alone": told(lambda c: c.reply_alone),
+        },
     }
 
 
@@ -220,6 +228,7 @@ def says(figures: Figure) -> list[str]:
     """What was measured, in sentences that claim no more."""
     c, v, m, rows = (figures[name] for name in ("canaries", "verbatim", "membership", "rows"))
     rest, reply = v["rest"], v["reply"]
+    heart = "rows are known by heart" if reply["beyond_held_out"]["low"] > 0 else "none is seen to be known by heart"
     return [
         f"A throw-away adapter was trained by the same recipe on {c['rows']} rows, among them codes planted in "
         f"{c['question']['n']} questions and {c['answer']['n']} answers, each seen {c['times_seen']} times. "
@@ -232,11 +241,11 @@ def says(figures: Figure) -> list[str]:
         f"difference {_rate(rest['beyond_base'])}.",
         f"Given a whole question of its training, it gives that row's exact answer in "
         f"{_rate(reply['train']['expert'])}, of held-out rows in {_rate(reply['holdout']['expert'])}; "
-        f"difference {_rate(reply['beyond_held_out'])}. Such answers are its purpose; the "
-        f"difference is learnt by heart.",
-        f"Rows of its training are told from held-out ones by the loss of the reply with an AUC of {_auc(m['reply'])}, "
-        f"by that of the question with {_auc(m['question'])}; 0.5 is chance, 1 is certain. Held-out rows are of "
-        f"other seeds: seeds are told apart here, not rows of one seed.",
+        f"difference {_rate(reply['beyond_held_out'])}: {heart}. Such answers are its purpose.",
+        f"Rows of its training are told from held-out ones by the loss of the reply with an AUC of "
+        f"{_auc(m['reply_alone'])}, by what it is less than the base's with {_auc(m['reply'])}, by the same of the "
+        f"question with {_auc(m['question'])}; 0.5 is chance, 1 is certain. Held-out rows are of other seeds, and "
+        f"where the expert is wrong on one its loss is high: seeds are told apart here, not rows of one seed.",
         "Evidence from these three attacks on this base and these rows, not a guarantee.",
     ]
 

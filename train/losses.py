@@ -31,6 +31,7 @@ class Change:
 
     question: float  # mean loss of its tokens in nats, the adapter's less the base's
     reply: float
+    reply_alone: float  # the adapter's own
     says_rest: tuple[bool, bool]  # greedy decoding goes on with it word for word
     says_reply: tuple[bool, bool]
 
@@ -48,7 +49,8 @@ def _change(text: Text, own: tuple[Any, Any], base: tuple[Any, Any]) -> Change:
     def says(span: slice) -> tuple[bool, bool]:
         return bool(own[1][span].all()), bool(base[1][span].all())
 
-    return Change(less(text.question), less(text.reply), says(text.rest), says(text.reply))
+    alone = float(own[0][text.reply].mean())
+    return Change(less(text.question), less(text.reply), alone, says(text.rest), says(text.reply))
 
 
 def _both(model: Any, measure: Callable[[], T]) -> tuple[T, T]:
