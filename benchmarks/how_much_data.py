@@ -238,7 +238,7 @@ def show(lines: list[Row]) -> None:
 
 WIDE, HIGH, LEFT, TOP, GAP = 190, 150, 78, 46, 22  # of a panel, before the first, between two; pixels
 STYLE = """text{font:12px system-ui,sans-serif;fill:#333} path{fill:none;stroke-width:2}
-.g{stroke:#ddd} .w{stroke-width:1;opacity:.6} .words{stroke:#777;stroke-dasharray:4 3}
+.g{stroke:#ddd;stroke-width:1} .w{stroke-width:1;opacity:.6} .words{stroke:#777;stroke-dasharray:4 3}
 .right{stroke:#0b6e99} .mention{stroke:#c4622d} circle.right{fill:#0b6e99} circle.mention{fill:#c4622d}
 @media(prefers-color-scheme:dark){svg{background:#16181c} text{fill:#ccc} .g{stroke:#3a3d44}}"""
 
@@ -277,7 +277,8 @@ def panel(lines: list[Row], x: int, y: int) -> list[str]:
     parts = []
     for rate in (0, 0.5, 1):
         parts.append(f'<path class="g" d="M{x} {up(rate)}h{WIDE}"/>')
-        parts.append(f'<text x="{x - 4}" y="{up(rate) + 4}" text-anchor="end">{rate:g}</text>')
+        if x == LEFT:
+            parts.append(f'<text x="{x - 4}" y="{up(rate) + 4}" text-anchor="end">{rate:g}</text>')
     ticks = [at["x"] for i, at in enumerate(lines) if i % 2 == 0 or len(lines) < 6]
     parts += [f'<text x="{across(v)}" y="{y + HIGH + 16}" text-anchor="middle">{v:g}</text>' for v in ticks]
     for kind in ("mention", "right"):
