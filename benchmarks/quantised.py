@@ -4,8 +4,8 @@ Quantised with gguf.quants as llama-quantize would: matrices as named, one-dimen
 One difference: beside q5_0 and q4_0 it writes the embedding, which is the output matrix too, in q6_K; gguf's Python
 cannot, so it is q8_0 here, a little larger and better. Adapters stay as they are, float32.
 Every reply is scored as `dmoe score` does; the loss is against float16 on the same questions, paired, by seed. KL and
-first choice are those of the next token after a question and after pieces of float16's own reply. Float16 is asked twice:
-batches of requests differ from run to run, and what that changes is no loss.
+first choice are those of the next token after a question and after pieces of float16's own reply. Float16 is asked
+twice: batches of requests differ from run to run, and what that changes is no loss.
 Run: python benchmarks/quantised.py [EXPERT ...] [--questions N]   (needs the experts' adapters and held-out rows)
 """
 
@@ -139,8 +139,9 @@ def line(table: Table, base: Path, kind: str, expert: str, full: Asked, found: A
     changed = sum(row["reply"] != replies[row["row_id"]] for row in found.rows)
     apart = [divergence(full.next[at], found.next[at]) for at in full.next]
     first = [likeliest(full.next[at]) == likeliest(found.next[at]) for at in full.next]
+    name = "f16 again" if kind == "F16" else kind.lower()
     table.add_row(
-        "f16 again" if kind == "F16" else kind.lower(), f"{base.stat().st_size / 1e6:.1f}", expert, str(figures["n"]), *rates,
+        name, f"{base.stat().st_size / 1e6:.1f}", expert, str(figures["n"]), *rates,
         f"{figures['in_form']['rate']:.3f}", f"{lost:.1f} ({low:.1f} to {high:.1f})", str(changed),
         f"{np.mean(apart):.1e}", f"{np.mean(first):.3f}", f"{found.speed:.0f}",
     )  # fmt: skip
