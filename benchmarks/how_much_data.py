@@ -24,6 +24,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -255,7 +256,7 @@ def svg(lines: list[Row]) -> str:
         )
     for j, expert in enumerate(experts):
         y = TOP + j * (HIGH + 44)
-        parts.append(f'<text x="4" y="{y + HIGH / 2}">{expert}</text>')
+        parts.append(f'<text x="4" y="{y + HIGH / 2}">{escape(expert)}</text>')
         for i, name in enumerate(names):
             here = [at for at in lines if (at["expert"], at["panel"]) == (expert, name)]
             parts += panel(here, LEFT + i * (WIDE + GAP), y) if here else []
