@@ -39,16 +39,22 @@ def print_problems(found: list[Problem], style: str) -> bool:
     return bool(errors)
 
 
+NOTE = """\
+given: every part that the template demands, and no rival, with a 95 % interval clustered by seed; told: the base behind a
+system prompt that asks for just this, deaf: it follows none; by words: what a classifier of the training rows' words reaches;
+hardest way: the way of asking, of eight, in which fewest replies give the answer."""
+
+
 def score_table(home: Home, params: Params, profile: Profile) -> None:
     """One row an expert: the claim's measures for base and expert, and whether the gate was passed."""
     table = Table(title=f"measured on the GGUF files, in llama.cpp ({profile.about})", title_justify="left")
     for column in (
         "expert",
-        "answer given: base, told -> expert (95 %)",
-        "right (words alone)",
-        "tokens: base -> expert",
-        "form kept",
-        "hardest way of asking",
+        "given: base, told -> expert",
+        "right (by words)",
+        "tokens",
+        "in form",
+        "hardest way",
         "gate",
     ):
         table.add_column(column)
@@ -57,9 +63,9 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
         table.add_row(
             expert, *(_cells(home, expert, read_json(path)) if path.exists() else ["not scored yet: dvc repro"])
         )
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
-    console.print(Text("told: the base behind a system prompt that asks for just this; deaf: it follows none"))
+    console.print(Text(NOTE))
 
 
 def cross_table(found: dict[str, Any], about: str) -> None:
