@@ -40,9 +40,10 @@ def print_problems(found: list[Problem], style: str) -> bool:
 
 
 NOTE = """\
-given: every part that the template demands, and no rival, with a 95 % interval clustered by seed; told: the base behind a
-system prompt that asks for just this, deaf: it follows none; by words: what a classifier of the training rows' words reaches;
-hardest way: the way of asking, of eight, in which fewest replies give the answer."""
+given: every part that the template demands, and no rival, with a 95 % interval clustered by seed
+told: the base behind a system prompt that asks for just this; deaf: this base follows none
+by words: what a classifier reaches that knows the training rows' words alone
+hardest way: of eight ways of asking, the one in which fewest replies give the answer"""
 
 
 def score_table(home: Home, params: Params, profile: Profile) -> None:
@@ -164,7 +165,7 @@ def _cells(home: Home, expert: str, measured: dict[str, Any]) -> list[str]:
     return [
         f"{base['mention']['rate']:.3f}, {told} -> {_range(own['mention'])}",
         _range(own["right"]) + (f" ({ceiling:.2f})" if ceiling is not None else ""),
-        f"{base['tokens']['median']:g} -> {own['tokens']['median']:g} ({measured['length_ratio']['rate']:g}x shorter)",
+        f"{base['tokens']['median']:g} -> {own['tokens']['median']:g} ({measured['length_ratio']['rate']:g}x)",
         f"{own['in_form']['rate']:.3f}",
         f"{worst['mention']['rate']:.3f} {hardest}",
         "passed" if passed else "MISSED",

@@ -17,8 +17,8 @@ from train import sft
 from train.audit import Plan, _bits, audit, canaries, draw_codes, plant_canaries, rows_known
 from train.base import load_base, load_tokenizer
 from train.exposure import auc, difference, exposure, exposures
+from train.figures import wilson
 from train.losses import Text, encode, read, read_codes
-from train.score import wilson
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers warn of one another
 
