@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers
 
 EPOCHS = 20
 SMALL = Plan(
-    examples=32 * EPOCHS, in_questions=6, in_answers=2, seen=2 * EPOCHS, words=3, references=63, reply_references=7, rows=24,
-    draws=200,
+    examples=32 * EPOCHS, in_questions=6, in_answers=2, seen=2 * EPOCHS, words=3, references=63, reply_references=7,
+    rows=24, draws=200,
 )  # fmt: skip
 
 
