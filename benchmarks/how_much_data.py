@@ -39,7 +39,8 @@ from factory.seeds import held_out, read_seeds
 from factory.store import read_json, sha256, whole, write_json, write_text
 from factory.template import Template, read_template
 from train.base import read_config
-from train.export import base_gguf, export_adapter
+from train.base_gguf import base_gguf
+from train.export import export_adapter
 from train.figures import brief, lexical_ceiling
 from train.panel import plain
 from train.score import SLOTS, Asker, Case, _replies, spread

@@ -26,7 +26,7 @@ from factory.paths import Home, find_home, read_params, read_profile
 from factory.schema import ROWS, read_rows
 from factory.store import once, read_json, sha256
 from factory.template import Template, read_template
-from train.export import _finish, base_gguf, full_gguf
+from train.base_gguf import base_gguf, full_gguf
 from train.figures import brief
 from train.panel import plain
 from train.score import SLOTS, Asker, _replies, full_precision, spread
@@ -58,7 +58,10 @@ def quantise(full: Path, kind: str, out: Path) -> None:
             continue
         wanted = GGMLQuantizationType[EMBEDDING if tensor.name in ("token_embd.weight", "output.weight") else kind]
         writer.add_tensor(tensor.name, quants.quantize(tensor.data.astype(np.float32), wanted), raw_dtype=wanted)
-    _finish(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def quantised(home: Home, full: Path, kind: str) -> Path:

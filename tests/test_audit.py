@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL, PEFT and transformers
 
 EPOCHS = 20
 SMALL = Plan(
-    examples=32 * EPOCHS, in_questions=6, in_answers=2, repeats=2, words=3, references=63, reply_references=7, rows=24,
-    draws=200,
+    examples=32 * EPOCHS, in_questions=6, in_answers=2, seen=2 * EPOCHS, words=3, references=63, reply_references=7,
+    rows=24, draws=200,
 )  # fmt: skip
 
 
@@ -172,9 +172,11 @@ def test_codes_are_one_token_a_word_and_none_is_drawn_twice(tokenizer):
 def test_a_planted_row_carries_its_code_where_it_is_trained(planted, tokenizer):
     question, answer = planted.canaries[0], planted.canaries[-1]
     carrying = [r for r in planted.rows if question.code in r["prompt"][-1]["content"]]
-    assert len(carrying) == SMALL.repeats and not any(question.code in r["completion"][0]["content"] for r in carrying)
+    assert len(carrying) == planted.repeats == 2 and not any(
+        question.code in r["completion"][0]["content"] for r in carrying
+    )
     carrying = [r for r in planted.rows if answer.code in r["completion"][0]["content"]]
-    assert len(carrying) == SMALL.repeats and carrying[0]["output"] == carrying[0]["completion"][0]["content"]
+    assert len(carrying) == planted.repeats == 2 and carrying[0]["output"] == carrying[0]["completion"][0]["content"]
     assert len(planted.rows) == SMALL.examples / EPOCHS and not any(c.row in planted.rows for c in planted.canaries)
 
 
@@ -214,7 +216,7 @@ def test_an_overtrained_adapter_is_told_by_membership_and_by_its_exact_answers(t
 
 def test_the_audit_is_written_with_its_words_and_twice_with_the_same_bytes(small, profile, trained):
     trained.save_pretrained(small.expert("product", "adapter"))
-    plan = replace(SMALL, examples=20, in_questions=2, in_answers=2, repeats=1, references=7)
+    plan = replace(SMALL, examples=20, in_questions=2, in_answers=2, seen=1, references=7)
     first = audit(small, "product", profile, plan)
     path = small.expert("product", "audit.json")
     before = path.read_bytes()

@@ -57,10 +57,10 @@ def test_seeds_become_a_packed_and_served_expert(small):
     held_to_nothing = type(profile)(**{**profile.__dict__, "gates": []})
     gate(small, "product", held_to_nothing)
 
+    audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, seen=1, references=7, rows=8))
     with pytest.raises(UserError, match="parity.json"):  # what was not compared is not packed
         package(small, "product", profile)
     compared = parity(small, "product", profile)
-    audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, repeats=1, references=7, rows=8))
     manifest = package(small, "product", profile)
     assert manifest["parity"].items() <= compared.items()
     wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}

@@ -75,7 +75,7 @@ EDITS = {
     "the exporter": ("train/export.py", "from", "\nfrom", stages("export")),
     "what both GGUFs are written by": ("train/tensors.py", "from", "\nfrom", stages("export", "parity", "score")),
     "the base's converter": ("train/base_gguf.py", "from", "\nfrom", stages("parity", "score")),
-    "the panel": ("train/panel.py", "from", "\nfrom", stages("score")),
+    "the panel": ("train/panel.py", "from", "\nfrom", stages("score", "audit")),
     "the comparison's module": ("train/parity.py", "from", "\nfrom", stages("parity")),
     "the attacks": ("train/audit.py", "from", "\nfrom", stages("audit")),
     "the gate's module": ("train/gate.py", "from", "\nfrom", stages("gate")),

@@ -201,7 +201,7 @@ def test_the_longest_name_wins(tmp_path):
     assert grey.names_in("Grey") == ({"black"}, set())
     assert grey.names_in("Earl  GREY") == (set(), {"earl grey"})
     assert grey.names_in("Grey and Earl Grey") == ({"black"}, {"earl grey"})
-    assert grey.measure("Earl Grey", "black") == type(grey.measure("", "black"))(False, False, False, False)
+    assert grey.measure("Earl Grey", "black") == type(grey.measure("", "black"))(False, False, False, False, "")
 
 
 def test_with_two_musts_both_must_stand(tmp_path):

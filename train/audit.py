@@ -11,6 +11,7 @@ Reads train.parquet, holdout.parquet, the adapter, the base, `train` of the temp
 writes experts/<expert>/audit.json. Run: dmoe audit <expert>
 """
 
+import math
 import random
 import re
 import tempfile
@@ -44,7 +45,7 @@ class Plan:
     examples: int = 1344  # rows times epochs that the throw-away adapter sees
     in_questions: int = 24  # canaries
     in_answers: int = 8
-    repeats: int = 2  # of each canary's row, in every epoch
+    seen: int = 12  # times, at least, that the throw-away adapter sees each canary
     words: int = 4  # of a code
     references: int = 255  # codes never planted, among which a canary is ranked: 8 bits at most
     reply_references: int = 15  # the same by the loss of the reply, where each costs a whole row: 4 bits
@@ -66,7 +67,7 @@ def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[
     planted = plant_canaries(tokenizer, training, plan, epochs)
     with tempfile.TemporaryDirectory() as state:
         model = fit(home, template, profile, planted.rows, Path(state)).model.eval()
-    trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(plan.repeats * epochs)}
+    trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(planted.repeats * epochs)}
     figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
     model = PeftModel.from_pretrained(_placed(load_base(home, profile)), str(home.expert(expert, "adapter"))).eval()
     figures |= rows_known(model, tokenizer, spread(training, plan.rows), spread(held_out, plan.rows), plan.draws)
@@ -106,6 +107,7 @@ class Planted:
     """What the throw-away adapter is trained on, and the codes never planted that its canaries are ranked among."""
 
     rows: list[Row]
+    repeats: int  # of each canary's row
     canaries: list[Canary]
     references: list[str]
 
@@ -125,13 +127,13 @@ def draw_codes(tokenizer: Any, count: int, words: int) -> list[str]:
 
 def plant_canaries(tokenizer: Any, rows: list[Row], plan: Plan, epochs: float) -> Planted:
     """Puts codes into some of `rows`, which are taken out as they were, and adds more rows up to the plan."""
-    count = plan.in_questions + plan.in_answers
+    count, repeats = plan.in_questions + plan.in_answers, math.ceil(plan.seen / epochs)
     codes = draw_codes(tokenizer, 2 * count + plan.references, plan.words)
     places = ["instruction"] * plan.in_questions + ["output"] * plan.in_answers
     found = [Canary(*each) for each in zip(rows, places, codes, codes[count:], strict=False)]
     marked = [plant(canary.row, canary.where, canary.code) for canary in found]
-    others = spread(rows[count:], max(0, round(plan.examples / epochs) - count * plan.repeats))
-    return Planted(marked * plan.repeats + others, found, codes[2 * count :])
+    others = spread(rows[count:], max(0, round(plan.examples / epochs) - count * repeats))
+    return Planted(marked * repeats + others, repeats, found, codes[2 * count :])
 
 
 def plant(row: Row, where: str, code: str) -> Row:
