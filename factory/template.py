@@ -436,12 +436,12 @@ class Template:
 
         named: an answer or one of its `also`, anywhere. mention: every `must`, with an answer of the
         expert, and no rival. right: the same with the question's own answer, and no other named.
-        in_form: one of the forms, whole. given: the key of the one answer that it gives, else "".
+        in_form: one of the forms, whole. given: the key of the one answer that it gives, with no rival, else "".
         """
         named, rivals = self.names_in(reply)
         given = {key for key in self.answers if self.gives(reply, key)}
         right = answer in given and not rivals and named <= {answer}
-        one = min(given) if len(given) == 1 else ""
+        one = min(given) if len(given) == 1 and not rivals else ""
         return Measure(bool(named), bool(given) and not rivals, right, self.in_form(reply), one)
 
 

@@ -367,7 +367,8 @@ def test_the_stage_needs_no_torch_and_says_what_was_trained_on_what(checkout):
     checkout.dataset("product", "train.parquet").write_bytes(b"rows")
     code = (
         "import sys; from factory.paths import Profile, find_home; from train.export import export\n"
-        "export(find_home(), 'product', Profile('pocket', 'experts/product/base', None, None, None, False, '', {}, []))\n"
+        "profile = Profile('pocket', 'experts/product/base', None, None, None, False, '', {}, [])\n"
+        "export(find_home(), 'product', profile)\n"
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
