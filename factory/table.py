@@ -71,8 +71,7 @@ def score_table(home: Home, params: Params, profile: Profile) -> None:
 
 def cross_table(found: dict[str, Any], about: str) -> None:
     """A row for each kind of question, a column for each adapter that is on: how often it gave an answer of its own."""
-    title = f"own answer given, and in brackets one of the expert's whose questions these are ({about})"
-    table = Table("questions of", *found["experts"], "base", title=title, title_justify="left")
+    table = Table("questions of", *found["experts"], "base")
     for kind, cells in found["cells"].items():
         shown = []
         for cell in cells.values():
@@ -80,7 +79,10 @@ def cross_table(found: dict[str, Any], about: str) -> None:
             asked = f" ({cell['asked']['rate']:.2f})" if cell["asked"] else ""
             shown.append(f"{own}{asked}".strip())
         table.add_row(kind, *shown)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(
+        Text(f"adapter on: own answer given (and one of the expert whose questions these are); {about}"), table
+    )
 
 
 def audit_table(result: dict[str, Any]) -> None:
