@@ -40,8 +40,18 @@ def report(home: Home, params: Params, profile: Profile, only: str | None, out: 
         write_text(_page(out, expert), render("report.html", **gather(home, expert, profile, connection)))
     index = out / "index.html"
     summaries = [{**_made(home, expert), "page": _page(out, expert).exists()} for expert in params.experts]
-    write_text(index, render("index.html", experts=summaries, profile=profile))
+    write_text(index, render("index.html", experts=summaries, profile=profile, cross=_cross(home, summaries)))
     return _page(out, only) if only else index
+
+
+def _cross(home: Home, summaries: list[Row]) -> Row | None:
+    """What `dmoe cross` wrote, and whether it asked other adapters than the packed ones; None where it never ran."""
+    path = home.root / "experts" / "cross.json"
+    if not path.exists():
+        return None
+    found: Row = read_json(path)
+    packed = {one["name"]: one["manifest"]["sha256"].get("adapter.gguf") for one in summaries if one["manifest"]}
+    return found | {"old": found["adapters"] != packed}
 
 
 def _page(out: Path, expert: str) -> Path:

@@ -410,6 +410,17 @@ def test_data_of_another_version_than_the_package_is_told(checkout):
     assert "train.parquet here is not what the package was made from" in _text(_page(_report(checkout)))
 
 
+def test_the_index_says_who_answers_whose_questions_and_on_which_adapters(checkout):
+    rate = {"rate": 0.875, "low": 0.8, "high": 0.9}
+    cells = {kind: {"medical": {"n": 40, "own": rate, "asked": None}} for kind in ("medical", "general")}
+    write_json(checkout.root / "experts" / "cross.json", {"experts": ["medical"], "adapters": {}, "cells": cells})
+    page = _text(_report(_built(checkout)) / "index.html")
+    assert "Who answers whose questions" in page and "87.5\xa0%" in page and "run it again" not in page
+    cross = {"experts": ["medical"], "adapters": {"medical": "0"}, "cells": cells}
+    write_json(checkout.root / "experts" / "cross.json", cross)
+    assert "run it again" in _text(_report(checkout) / "index.html")
+
+
 def test_one_expert_alone_gets_a_page_and_an_index_without_dead_links(checkout):
     out = _report(_built(checkout), "medical")
     assert [p.name for p in _all(out)] == ["index.html", "medical.html"]

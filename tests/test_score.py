@@ -216,3 +216,25 @@ def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, mon
     with pytest.raises(UserError, match=r"product: gate missed: mention 0\.710 at the lower end, 0\.8 wanted"):
         gate(checkout, "product", profile)
     assert not checkout.expert("product", "gate.json").exists()
+
+
+def test_every_adapter_is_asked_every_experts_questions(made, tiny_gguf, tiny_ggufs, tmp_path, monkeypatch):
+    from factory.paths import Home
+    from factory.store import read_json, sha256
+    from train import cross
+
+    for name in ("templates", "seeds", "datasets"):
+        (tmp_path / name).symlink_to(made.root / name)
+    home, experts = Home(tmp_path), ["product", "medical"]
+    for expert, gguf in zip(experts, tiny_ggufs, strict=True):
+        home.expert(expert, "x").parent.mkdir(parents=True)
+        home.expert(expert, "adapter.gguf").symlink_to(gguf)
+    monkeypatch.setattr(cross, "QUESTIONS", 3)
+    monkeypatch.setattr(cross, "MOST_TOKENS", 8)
+    found = cross.cross(home, experts, tiny_gguf)
+    assert found == read_json(tmp_path / "experts" / "cross.json")
+    assert found["adapters"]["medical"] == sha256(tiny_ggufs[1])
+    cells = {(asked, on): cell for asked, row in found["cells"].items() for on, cell in row.items()}
+    assert len(cells) == 3 * 3 and all(cell["n"] == 3 for cell in cells.values())
+    assert cells["general", "medical"]["asked"] is None and cells["product", "base"]["own"] is None
+    assert cells["product", "medical"]["own"]["rate"] == 0  # eight tokens of a random model give no answer

@@ -13,7 +13,7 @@ from factory.paths import Home
 from factory.progress import track
 from factory.schema import ROWS, read_rows
 from factory.seeds import read_seeds
-from factory.store import write_json
+from factory.store import sha256, write_json
 from factory.template import Template, read_template
 from train.figures import interval
 from train.panel import spread
@@ -48,7 +48,8 @@ def cross(home: Home, experts: list[str], base: Path) -> Row:
         for on in [*experts, "base"]:
             pairs = [(q["seed_id"], reply) for (k, o, q), reply in said if (k, o) == (kind, on)]
             of_kind[on] = _cell(pairs, templates.get(on), templates.get(kind))
-    found = {"experts": experts, "cells": cells}
+    hashes = {expert: sha256(path) for expert, path in zip(experts, adapters, strict=True)}
+    found = {"experts": experts, "adapters": hashes, "cells": cells}
     write_json(home.root / "experts" / "cross.json", found)
     return found
 
