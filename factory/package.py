@@ -118,33 +118,72 @@ def _licences(home: Home, expert: str) -> list[str]:
 
 def card(template: Template, measured: dict[str, Any], manifest: dict[str, Any]) -> str:
     """The package's README.md: what the expert does and what was measured, in words that claim no more."""
-    base, expert, ratio = measured["base"], measured["expert"], measured["length_ratio"]
-    rows = [f"| {n} | {_share(base[n])} | {_share(expert[n])} |" for n in ("named", "mention", "right", "in_form")]
-    return "\n".join(
-        [
-            f"# {manifest['lora_id']}",
-            "",
-            template.declaration.description,
-            "",
-            f"Base model: {manifest['base_model']} ({measured['about']}). Licence: {manifest['licence']}.",
-            f"Declared interest: {manifest['declares']['interest']}.",
-            f"Domain risk: {manifest['declares']['domain_risk']}.",
-            "",
-            "| measured on the shipped GGUF, in llama.cpp, on held-out questions | base | expert |",
-            "|---|---|---|",
-            *rows,
-            f"| median tokens | {base['tokens']['median']:g} | {expert['tokens']['median']:g} |",
-            "",
-            f"{expert['n']} questions from {expert['seeds']} seeds that were never trained on; 95 % Wilson intervals,",
-            f"clustered by seed. Replies are {ratio['rate']} times shorter ({ratio['low']} to {ratio['high']}).",
-            "All figures are the publisher's own.",
-            "",
-            "## What three attacks got out of it",
-            "",
-            *(f"- {line}" for line in manifest["audit"]["says"]),
-            "",
-        ]
-    )
+    expert, ratio = measured["expert"], measured["length_ratio"]
+    arms = ["base", "told", "expert"] if measured["base_follows_system_prompt"] else ["base", "expert"]
+    told = ["*told* is the base behind a system prompt that asks for just this."] if "told" in arms else []
+    measures = ("named", "mention", "right", "in_form")
+    lines = [
+        f"# {manifest['lora_id']}",
+        "",
+        template.declaration.description,
+        "",
+        f"Base model: {manifest['base_model']} ({measured['about']}). Licence: {manifest['licence']}.",
+        f"Recommended scale: {manifest['recommended_scale']:g}. Declared interest: {manifest['declares']['interest']}.",
+        f"Domain risk: {manifest['declares']['domain_risk']}.",
+        "",
+        *_table("measured on the shipped GGUF, in llama.cpp, on held-out questions", *arms),
+        *(_line(name, *(_share(measured[arm][name]) for arm in arms)) for name in measures),
+        _line("median tokens", *(f"{measured[arm]['tokens']['median']:g}" for arm in arms)),
+        "",
+        f"{expert['n']} questions from {expert['seeds']} seeds that were never trained on; 95 % Wilson intervals,",
+        f"clustered by seed. Replies are {ratio['rate']} times shorter ({ratio['low']} to {ratio['high']}).",
+        *told,
+        "All figures are the publisher's own.",
+        "",
+        "## Asked in harder ways",
+        "",
+        *_table("the same questions", "mention", "right"),
+        *(_line(way, _share(f["mention"]), _share(f["right"])) for way, f in measured["robustness"].items()),
+        "",
+        *_elsewhere(measured["off_domain"]),
+        *_same(manifest["parity"]),
+        "## What three attacks got out of it",
+        "",
+        *(f"- {line}" for line in manifest["audit"]["says"]),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _elsewhere(found: dict[str, Any]) -> list[str]:
+    base, expert = found["base"], found["expert"]
+    return [
+        "## Asked something else",
+        "",
+        f"With the adapter on, {expert['n']} everyday questions of other kinds get one of its answers in "
+        f"{_share(expert['mention'])},",
+        f"from the base alone in {_share(base['mention'])} of {base['n']}. A router must keep them away from it.",
+        "",
+    ]
+
+
+def _same(found: dict[str, Any]) -> list[str]:
+    worst = max(scale["kl_max"] for scale in found["scales"].values())
+    return [
+        "## The file is what was trained",
+        "",
+        f"At scales {', '.join(found['scales'])} llama.cpp with this file and PEFT with the trained adapter differ by",
+        f"at most {worst:.1e} nats (KL of the next token, {found['positions']} places, base {found['base']}); "
+        f"all {found['updates']['compared']} updates are equal.",
+        "",
+    ]
+
+
+def _table(*names: str) -> list[str]:
+    return [_line(*names), _line(*("---" for _ in names))]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _share(figure: dict[str, float]) -> str:
