@@ -42,8 +42,8 @@ from train.base import read_config
 from train.base_gguf import base_gguf
 from train.export import export_adapter
 from train.figures import brief, lexical_ceiling
-from train.panel import plain
-from train.score import SLOTS, Asker, Case, _replies, spread
+from train.panel import plain, spread
+from train.score import SLOTS, Asker, Case, ask_all
 from train.sft import fit
 
 ROW_COUNTS = (25, 50, 100, 200, 400, 800)
@@ -197,7 +197,7 @@ def trained(s: Study, profile: Profile, point: Point) -> Row:
         cases = [Case("claim", "plain", "expert", 1.0, q, plain(q["instruction"]), short) for q in s.questions]
         log = s.home.work / "logs" / "how-much-data.log"
         with running(s.base, [gguf], slots=SLOTS, context=2048, log=log) as llama:
-            replies = _replies(Asker(llama, s.home, s.base), s.template, cases, "asked")
+            replies = ask_all(Asker(llama, s.home, s.base), s.template, cases, "asked")
     columns = ("seed_id", "answer", "tokens", "given", *MEASURES)
     return {"steps": trainer.state.global_step, "replies": [{name: row[name] for name in columns} for row in replies]}
 

@@ -28,8 +28,8 @@ from factory.store import once, read_json, sha256
 from factory.template import Template, read_template
 from train.base_gguf import base_gguf, full_gguf
 from train.figures import brief
-from train.panel import plain
-from train.score import SLOTS, Asker, _replies, full_precision, spread
+from train.panel import plain, spread
+from train.score import SLOTS, Asker, ask_all, full_precision
 
 KINDS = ("F16", "Q8_0", "Q5_0", "Q4_0")
 EMBEDDING = "Q8_0"  # of every quantised file; see above
@@ -87,7 +87,7 @@ def ask(home: Home, expert: str, template: Template, base: Path, questions: list
     log = home.work / "logs" / "quantised.log"
     with running(base, [home.expert(expert, "adapter.gguf")], slots=SLOTS, context=2048, log=log) as llama:
         start = time.monotonic()
-        rows = _replies(Asker(llama, home, base), template, full_precision(questions, scale), f"{expert}: {base.stem}")
+        rows = ask_all(Asker(llama, home, base), template, full_precision(questions, scale), f"{expert}: {base.stem}")
         speed = sum(row["tokens"] for row in rows) / (time.monotonic() - start)
         prefix = prefix or {row["row_id"]: row["reply"] for row in rows}
         after = {

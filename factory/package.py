@@ -14,7 +14,7 @@ from typing import Any
 
 from factory.errors import UserError, relative
 from factory.paths import Home, Profile
-from factory.store import read_json, sha256, whole, write_json
+from factory.store import need, read_json, sha256, whole, write_json
 from factory.template import Template, read_template
 
 SCHEMA = 1
@@ -24,6 +24,8 @@ BASE_FILES = ("model.safetensors", "tokenizer.json", "chat_template.jinja")
 def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
     """Writes the tar and the manifest; returns the manifest."""
     template = read_template(home.template(expert))
+    for name in ("parity", "eval", "gate", "audit"):
+        need(home.expert(expert, f"{name}.json"), f"dvc repro {'score' if name == 'eval' else name}@{expert}")
     measured = read_json(home.expert(expert, "eval.json"))
     files = {
         "adapter.gguf": home.expert(expert, "adapter.gguf"),

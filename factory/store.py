@@ -104,6 +104,17 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
         pq.write_table(table, temporary, compression="zstd", write_statistics=True)
 
 
+def need(path: Path, made_by: str) -> Path:
+    """`path`, which must be there.
+
+    Raises:
+        UserError: it is not, and `made_by`, the command that makes it.
+    """
+    if not path.exists():
+        raise UserError(f"{relative(path)}: there is no such file\n  then run: {made_by}")
+    return path
+
+
 def read_parquet(path: Path, made_by: str) -> "pa.Table":
     """One parquet file.
 
@@ -113,8 +124,7 @@ def read_parquet(path: Path, made_by: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        raise UserError(f"{relative(path)}: there is no such file\n  then run: {made_by}")
+    need(path, made_by)
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

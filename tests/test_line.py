@@ -49,8 +49,9 @@ def _train(small):
 def test_seeds_become_a_packed_and_served_expert(small):
     profile = _train(small)
     base = base_gguf(small, profile)
-    figures = score(small, "product", profile, base)
+    figures = score(small, "product", profile, base, full=base)  # as if `base` were quantised, and this the whole one
     assert figures["expert"]["n"] == len(read_rows(small.dataset("product", "holdout.parquet"), ROWS, ""))
+    assert figures["full_precision"]["n"] == figures["expert"]["n"]
 
     with pytest.raises(UserError, match="product: gate missed: mention"):  # random weights keep no claim
         gate(small, "product", profile)
@@ -58,7 +59,8 @@ def test_seeds_become_a_packed_and_served_expert(small):
     gate(small, "product", held_to_nothing)
 
     audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, seen=1, references=7, rows=8))
-    with pytest.raises(UserError, match="parity.json"):  # what was not compared is not packed
+    # what was not compared is not packed
+    with pytest.raises(UserError, match=r"parity\.json: there is no .*\n  then run: dvc repro parity@product"):
         package(small, "product", profile)
     compared = parity(small, "product", profile)
     manifest = package(small, "product", profile)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import UserError
+from factory.paths import read_profile
 from factory.store import read_yaml
 from factory.template import Declaration, Template
 from train.figures import (
@@ -21,7 +22,7 @@ from train.figures import (
 )  # fmt: skip
 from train.gate import judge
 from train.panel import ROBUSTNESS, spread, told, with_typos
-from train.score import claim, evaluate, panels
+from train.score import Asker, claim, evaluate, panels, score
 
 
 def test_wilson_agrees_with_the_textbook():
@@ -144,7 +145,7 @@ def test_the_robustness_panel_keeps_the_question_and_stands_in_no_corpus():
     known = {text.lower() for text in SYSTEMS}
     for name, put in ROBUSTNESS.items():
         messages = put("Why does my head hurt?")
-        assert messages[-1]["role"] == "user" and "head" in messages[-1]["content"].lower() or name == "typos"
+        assert messages[-1]["role"] == "user" and (name == "typos" or "my head hurt" in messages[-1]["content"].lower())
         assert not any(text in message["content"].lower() for text in known for message in messages)
 
 
@@ -220,7 +221,7 @@ def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, mon
 
 def test_every_adapter_is_asked_every_experts_questions(made, tiny_gguf, tiny_ggufs, tmp_path, monkeypatch):
     from factory.paths import Home
-    from factory.store import read_json, sha256
+    from factory.store import read_json, sha256, write_json
     from train import cross
 
     for name in ("templates", "seeds", "datasets"):
@@ -229,6 +230,7 @@ def test_every_adapter_is_asked_every_experts_questions(made, tiny_gguf, tiny_gg
     for expert, gguf in zip(experts, tiny_ggufs, strict=True):
         home.expert(expert, "x").parent.mkdir(parents=True)
         home.expert(expert, "adapter.gguf").symlink_to(gguf)
+        write_json(home.expert(expert, "eval.json"), {"recommended_scale": 0.75})
     monkeypatch.setattr(cross, "QUESTIONS", 3)
     monkeypatch.setattr(cross, "MOST_TOKENS", 8)
     found = cross.cross(home, experts, tiny_gguf)
@@ -238,3 +240,17 @@ def test_every_adapter_is_asked_every_experts_questions(made, tiny_gguf, tiny_gg
     assert len(cells) == 3 * 3 and all(cell["n"] == 3 for cell in cells.values())
     assert cells["general", "medical"]["asked"] is None and cells["product", "base"]["own"] is None
     assert cells["product", "medical"]["own"]["rate"] == 0  # eight tokens of a random model give no answer
+
+
+def test_without_everyday_questions_nothing_is_asked(checkout, tmp_path):
+    checkout.general.write_text("")
+    with pytest.raises(UserError, match=r"seeds/general\.jsonl: holds no question"):
+        score(checkout, "product", read_profile(checkout, "pocket"), tmp_path / "no.gguf")
+
+
+def test_damaged_kept_replies_are_told_with_the_cure(checkout, tiny_gguf):
+    kept = Asker(None, checkout, tiny_gguf).store
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"a": ')
+    with pytest.raises(UserError, match=r"base-replies/.*: not JSON.*\n  then delete it"):
+        Asker(None, checkout, tiny_gguf)

@@ -1,9 +1,12 @@
 """What an edit makes run again: the stages whose own inputs changed, read from dvc.lock by DVC itself."""
 
+import re
 import shutil
 import subprocess
 
 import pytest
+
+from factory.store import read_yaml
 
 TRACKED = ("dvc.yaml", "dvc.lock", "params.yaml", "templates", "seeds", "profiles", "factory", "train", ".dvc/config")
 
@@ -94,3 +97,30 @@ def test_an_edit_runs_again_what_depends_on_it_and_nothing_else(stale, name):
     file, old, new, expected = EDITS[name]
     _edit(root / file, old, new)
     assert changed() == expected
+
+
+def _keys_read(home):
+    """Template key -> the stages that name it, or a part of it, in dvc.yaml."""
+    read = {}
+    for stage, declared in read_yaml(home.root / "dvc.yaml")["stages"].items():
+        for params in declared.get("params", []):
+            for file, keys in params.items() if isinstance(params, dict) else ():
+                if file.startswith("templates/"):
+                    for key in keys:
+                        read.setdefault(key, set()).add(stage)
+    return read
+
+
+def test_the_template_reference_says_which_stages_a_key_runs_again(home):
+    """Every row of docs/template.md's table that names keys of a template, against dvc.yaml."""
+    page, read, checked = (home.root / "docs" / "template.md").read_text(), _keys_read(home), set()
+    table = page.split("## What an edit makes run again")[1].split("That generate runs")[0]
+    names = set(read_yaml(home.root / "dvc.yaml")["stages"])
+    for edit, runs in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|$", table, re.MULTILINE):
+        at_once = set(re.findall(r"[a-z]+", re.split(r";|, and so|, then", runs)[0])) & names
+        for key in re.findall(r"`([a-z_.]+)`", edit):
+            whole = key.partition(".")[0]  # a stage may read all of `output`
+            if expected := read.get(key, set()) | read.get(whole, set()):
+                assert at_once == expected, key
+                checked.add(key)
+    assert checked >= {"answers", "rivals", "dedup", "train", "gate", "route", "output.forms", "language"}

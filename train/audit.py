@@ -26,6 +26,7 @@ from factory.progress import track
 from factory.schema import ROWS, read_rows
 from factory.store import write_json
 from factory.template import read_template
+from train.adapter import load_adapter, needed
 from train.base import load_base, load_tokenizer
 from train.exposure import Bits, auc, difference, exposure, exposures
 from train.figures import interval
@@ -58,8 +59,7 @@ PLAN = Plan()
 
 def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[str, Any]:
     """Runs the three attacks and writes audit.json, whole or not at all; returns it."""
-    from peft import PeftModel
-
+    needed(home, expert)
     template = read_template(home.template(expert))
     training, held_out = (_shuffled(home, expert, name) for name in ("train", "holdout"))
     tokenizer = load_tokenizer(home, profile)
@@ -69,7 +69,7 @@ def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[
         model = fit(home, template, profile, planted.rows, Path(state)).model.eval()
     trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(planted.repeats * epochs)}
     figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
-    model = PeftModel.from_pretrained(_placed(load_base(home, profile)), str(home.expert(expert, "adapter"))).eval()
+    model = load_adapter(home, expert, _placed(load_base(home, profile)))
     figures |= rows_known(model, tokenizer, spread(training, plan.rows), spread(held_out, plan.rows), plan.draws)
     about = {"base_model": profile.model, "about": profile.about, "settings": asdict(plan)}
     result = {**about, **figures, "says": says(figures)}

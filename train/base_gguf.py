@@ -29,10 +29,7 @@ def base_gguf(home: Home, profile: Profile) -> Path:
     """
     where = relative(home.profile(profile.name))
     if profile.gguf:
-        path = home.root / profile.gguf
-        if not path.exists():
-            raise UserError(f"{where}: base.gguf: there is no {profile.gguf}; download the base's GGUF to it")
-        return path
+        return _named(home, profile, "gguf", profile.gguf)
     folder = profile.model_path(home)
     if not folder:
         raise UserError(f"{where}: base.gguf: is missing; a hub model needs the GGUF file that is to be served")
@@ -48,8 +45,15 @@ def full_gguf(home: Home, profile: Profile) -> Path | None:
     if not profile.gguf:
         return None  # what is served is unquantised
     if profile.gguf_full:
-        return base_gguf(home, replace(profile, gguf=profile.gguf_full))
+        return _named(home, profile, "gguf_full", profile.gguf_full)
     return base_gguf(home, replace(profile, gguf=None)) if profile.model_path(home) else None
+
+
+def _named(home: Home, profile: Profile, key: str, file: str) -> Path:
+    path, where = home.root / file, relative(home.profile(profile.name))
+    if not path.exists():
+        raise UserError(f"{where}: base.{key}: there is no {file}; download the base's GGUF to it")
+    return path
 
 
 def export_base(model: Path, out: Path, matrices: str = "F16") -> None:

@@ -12,12 +12,11 @@ from factory.llama import Llama, running
 from factory.paths import Home
 from factory.progress import track
 from factory.schema import ROWS, read_rows
-from factory.seeds import read_seeds
-from factory.store import sha256, write_json
+from factory.store import need, read_json, sha256, write_json
 from factory.template import Template, read_template
 from train.figures import interval
-from train.panel import spread
-from train.score import SLOTS
+from train.panel import plain, spread
+from train.score import SLOTS, general_questions
 
 QUESTIONS = 40  # of each kind: one a seed
 MOST_TOKENS = 128  # an expert ends long before; what the base says after that is not looked at
@@ -29,19 +28,23 @@ def cross(home: Home, experts: list[str], base: Path) -> Row:
     and how often one of those of the expert that the question belongs to.
 
     A cell is {n, own, asked}: two rates with 95 % intervals; `asked` is None for everyday questions. The column "base"
-    has no adapter on. An adapter overrides whatever it is asked, so `own` is high everywhere: keeping foreign questions
-    away is the router's work. `asked` off the diagonal should be what the base does by itself, or less.
+    has no adapter on; the others are on at their recommended scale. An adapter overrides whatever it is asked, so `own`
+    is high everywhere: keeping foreign questions away is the router's work. `asked` off the diagonal should be what the
+    base does by itself, or less.
     """
     templates = {expert: read_template(home.template(expert)) for expert in experts}
     asked = {
         e: spread(read_rows(home.dataset(e, "holdout.parquet"), ROWS, f"dmoe build {e}"), QUESTIONS) for e in experts
     }
-    general = [{"seed_id": s.id, "instruction": s.instruction} for s in read_seeds(home.general, None)[:QUESTIONS]]
-    kinds, adapters = {**asked, "general": general}, [home.expert(expert, "adapter.gguf") for expert in experts]
+    kinds = {**asked, "general": general_questions(home)[:QUESTIONS]}
+    adapters = [need(home.expert(expert, "adapter.gguf"), f"dmoe export {expert}") for expert in experts]
+    on_scale = {
+        e: read_json(need(home.expert(e, "eval.json"), f"dmoe score {e}"))["recommended_scale"] for e in experts
+    }
     cases = [(kind, on, q) for kind, rows in kinds.items() for on in [*experts, "base"] for q in rows]
     log = home.work / "logs" / "cross.log"
     with running(base, adapters, slots=SLOTS, log=log) as llama, ThreadPoolExecutor(SLOTS) as pool:
-        replies = pool.map(lambda case: _reply(llama, experts, case[1], case[2]["instruction"]), cases)
+        replies = pool.map(lambda case: _reply(llama, on_scale, case[1], case[2]["instruction"]), cases)
         said = list(zip(cases, track(replies, "cross", len(cases)), strict=True))
     cells: Row = {kind: {} for kind in kinds}
     for kind, of_kind in cells.items():
@@ -54,9 +57,9 @@ def cross(home: Home, experts: list[str], base: Path) -> Row:
     return found
 
 
-def _reply(llama: Llama, experts: list[str], on: str, question: str) -> str:
-    scales = [float(expert == on) for expert in experts]
-    reply = llama.chat([{"role": "user", "content": question}], scales, temperature=0.0, max_tokens=MOST_TOKENS)
+def _reply(llama: Llama, on_scale: dict[str, float], on: str, question: str) -> str:
+    scales = [scale if expert == on else 0.0 for expert, scale in on_scale.items()]
+    reply = llama.chat(plain(question), scales, temperature=0.0, max_tokens=MOST_TOKENS)
     return str(reply["choices"][0]["message"]["content"])
 
 

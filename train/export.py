@@ -19,7 +19,7 @@ import numpy as np
 
 from factory.errors import UserError, relative, shown
 from factory.paths import Home, Profile
-from factory.store import read_json, sha256, whole
+from factory.store import need, read_json, sha256, whole
 from factory.template import read_template
 from train.base import refuse_mixture
 from train.tensors import Planned, Stored, read, stored, write
@@ -140,7 +140,8 @@ def export_adapter(
     """
     from gguf import GGML_QUANT_VERSION, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFType, GGUFWriter, Keys
 
-    where, config = relative(adapter / "adapter_config.json"), read_json(adapter / "adapter_config.json")
+    path = need(adapter / "adapter_config.json", "dmoe train")
+    where, config = relative(path), read_json(path)
     refuse_mixture(base_config, "base model")
     architecture = MODEL_ARCH_NAMES[MODEL_ARCH[_architecture(base_config)]]
     refuse_adapter(config, where)

@@ -27,6 +27,7 @@ from factory.paths import Home, Profile, folder_revision
 from factory.progress import track
 from factory.schema import ROWS, read_rows
 from factory.store import once, sha256, write_json
+from train.adapter import load_adapter
 from train.base import load_base, load_tokenizer
 from train.base_gguf import base_gguf, export_base
 
@@ -44,6 +45,7 @@ NOTHING = -104.0  # float32 knows no probability below e^-104: llama.cpp writes 
 # Relative error of an update that a type of the GGUF's tensors explains; the last is for 8 bits.
 MOST_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}
 MOST_ERROR_QUANTISED = 2e-2
+# Written apart from export.py on purpose: a check that took its order of rows from there could not find it wrong.
 # Architectures whose q and k rows llama.cpp wants in another order than transformers keeps them in.
 PERMUTED = ("llama", "smollm3")
 Figures = dict[str, Any]
@@ -184,17 +186,8 @@ def _passage(row: dict[str, Any], tokenizer: Any) -> Passage:
 
 def _peft(home: Home, expert: str, profile: Profile) -> Any:
     """Base and adapter in float32 whatever the profile trains in: the reference must not round."""
-    import warnings
-
-    from peft import PeftModel
-
     base = load_base(home, replace(profile, train={**profile.train, "dtype": "float32"}))
-    folder = home.expert(expert, "adapter")
-    if not (folder / "adapter_config.json").exists():
-        raise UserError(f"{relative(folder)}: there is no adapter\n  then run: dmoe train {expert}")
-    with warnings.catch_warnings():  # PEFT 0.21 asks transformers for a property that it has renamed
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+    return load_adapter(home, expert, base)
 
 
 def reference(model: Any, passages: list[Passage], scale: float) -> "np.ndarray":

@@ -10,18 +10,18 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from factory.errors import UserError, relative
 from factory.llama import Llama, running
 from factory.paths import Home, Profile
 from factory.progress import track
 from factory.schema import ROWS, SCORES, read_rows, write_rows
 from factory.seeds import read_seeds
-from factory.store import read_json, sha256, write_json, write_text
+from factory.store import need, read_json, sha256, write_json, write_text
 from factory.template import Template, read_template
 from train.figures import MEASURES, brief, length_ratio, lexical_ceiling, recommended_scale, summary
 from train.panel import ROBUSTNESS, Messages, plain, spread, told
@@ -55,26 +55,21 @@ def score(home: Home, expert: str, profile: Profile, base: Path, full: Path | No
 
     `full` is the same base unquantised, where there is one: the loss against it is reported.
     """
-    template = read_template(home.template(expert))
+    template, general = read_template(home.template(expert)), general_questions(home)
     questions = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, f"dmoe build {expert}")
-    general = [
-        {"row_id": seed.id, "seed_id": seed.id, "answer": "", "instruction": seed.instruction}
-        for seed in read_seeds(home.general, None)
-    ]
-
-    def ask(gguf: Path, cases: Callable[[Llama], list[Case]], name: str) -> list[Row]:
-        log = home.work / "logs" / f"score-{expert}.log"
-        with running(gguf, [home.expert(expert, "adapter.gguf")], slots=SLOTS, context=2048, log=log) as llama:
-            return _replies(Asker(llama, home, gguf), template, cases(llama), f"{expert}: {name}")
-
-    dose = ask(base, lambda _: doses(questions), "dose")
-    scale = recommended_scale({s: [row for row in dose if row["scale"] == s] for s in SCALES})
-    follows = BASE_QUESTIONS if profile.follows_system_prompt else DEAF_QUESTIONS
-    rows = dose + ask(
-        base, lambda llama: panels(template, questions, general, scale, follows, llama.thinks()), "panels"
-    )
+    adapters = [need(home.expert(expert, "adapter.gguf"), f"dmoe export {expert}")]
+    settings: dict[str, Any] = {"slots": SLOTS, "context": 2048, "log": home.work / "logs" / f"score-{expert}.log"}
+    to_tell = BASE_QUESTIONS if profile.follows_system_prompt else DEAF_QUESTIONS
+    with running(base, adapters, **settings) as llama:
+        ask = Asker(llama, home, base)
+        rows = ask_all(ask, template, doses(questions), f"{expert}: dose")
+        scale = recommended_scale({s: [row for row in rows if row["scale"] == s] for s in SCALES})
+        cases = panels(template, questions, general, scale, to_tell, llama.thinks())
+        rows += ask_all(ask, template, cases, f"{expert}: panels")
     if full:
-        rows += ask(full, lambda _: full_precision(questions, scale), "unquantised")
+        with running(full, adapters, **settings) as llama:
+            ask = Asker(llama, home, full)
+            rows += ask_all(ask, template, full_precision(questions, scale), f"{expert}: unquantised")
     rows.sort(key=lambda row: (row["panel"], row["setting"], row["arm"], row["scale"], row["row_id"]))
     write_rows(home.expert(expert, "scores.parquet"), SCORES, rows)
     result = {"base_model": profile.model, "about": profile.about, "base_file": base.name, "recommended_scale": scale}
@@ -93,6 +88,20 @@ def score(home: Home, expert: str, profile: Profile, base: Path, full: Path | No
 # -- what is asked --------------------------------------------------------------------------------
 
 
+def general_questions(home: Home) -> list[Row]:
+    """Everyday questions of every other kind, as rows that ask for no answer.
+
+    Raises:
+        UserError: there are none.
+    """
+    seeds = read_seeds(home.general, None)
+    if not seeds:
+        raise UserError(
+            f"{relative(home.general)}: holds no question; an expert is asked everyday ones too, bring them back"
+        )
+    return [{"row_id": s.id, "seed_id": s.id, "answer": "", "instruction": s.instruction} for s in seeds]
+
+
 def _arm(scale: float) -> str:
     return "expert" if scale else "base"
 
@@ -107,14 +116,14 @@ def doses(questions: list[Row]) -> list[Case]:
 
 
 def panels(
-    template: Template, questions: list[Row], general: list[Row], scale: float, follows: int, thinks: bool
+    template: Template, questions: list[Row], general: list[Row], scale: float, to_tell: int, thinks: bool
 ) -> list[Case]:
-    """All but the dose: what is asked of the expert, the base, and (`follows` questions) the base that is told."""
+    """All but the dose: what is asked of the expert, the base, and (`to_tell` questions) the base that is told."""
     shared, few = spread(questions, BASE_QUESTIONS), spread(questions, ROBUST_QUESTIONS)
     cases = []
     for panel, own, options in (("claim", questions, _greedy), ("sampled", shared, _sampled)):
         cases += [_case(panel, "plain", 0.0, q, options(q)) for q in shared]
-        for q in spread(questions, follows):
+        for q in spread(questions, to_tell):
             cases.append(Case(panel, "plain", "told", 0.0, q, told(template, q["instruction"]), options(q)))
         cases += [_case(panel, "plain", scale, q, options(q)) for q in own]
     if thinks:  # the engine has thinking off unless a request turns it on
@@ -153,7 +162,10 @@ class Asker:
     def __init__(self, llama: Llama, home: Home, base: Path) -> None:
         self.llama = llama
         self.store = home.work / "base-replies" / f"{sha256(base)[:16]}.json"
-        self.kept: dict[str, Row] = read_json(self.store) if self.store.exists() else {}
+        try:
+            self.kept: dict[str, Row] = read_json(self.store) if self.store.exists() else {}
+        except UserError as error:
+            raise UserError(f"{error}\n  then delete it: what the base said is asked again") from None
 
     def __call__(self, case: Case) -> Row:
         """Text, tokens and whether it ended by itself."""
@@ -176,15 +188,15 @@ class Asker:
         write_text(self.store, json.dumps(dict(sorted(self.kept.items())), ensure_ascii=False))
 
 
-def _replies(ask: Asker, template: Template, cases: list[Case], name: str) -> list[Row]:
+def ask_all(ask: Asker, template: Template, cases: list[Case], name: str) -> list[Row]:
     """All cases asked, some at a time, and what each reply fulfils, as rows of scores.parquet."""
     with ThreadPoolExecutor(SLOTS) as pool:
         try:
-            replies = list(track(pool.map(ask, cases), name, len(cases)))
+            found = list(track(pool.map(ask, cases), name, len(cases)))
         finally:
             pool.shutdown(cancel_futures=True)
             ask.keep()
-    return [_scored(template, case, reply) for case, reply in zip(cases, replies, strict=True)]
+    return [_scored(template, case, reply) for case, reply in zip(cases, found, strict=True)]
 
 
 def _scored(template: Template, case: Case, reply: Row) -> Row:
