@@ -103,6 +103,16 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
     }
 
 
+def claim_kept(home: Home, expert: str) -> bool:
+    """Whether the gate was passed. gate.json is DVC's: in a clone without it, a package of these very scores says so."""
+    scores, packed = home.expert(expert, "eval.json"), home.expert(expert, "manifest.json")
+    if home.expert(expert, "gate.json").exists():
+        return True
+    if not (scores.exists() and packed.exists()):
+        return False
+    return bool(read_json(packed)["scores"]["expert"] == read_json(scores)["expert"])
+
+
 def _parity(home: Home, expert: str) -> dict[str, Any]:
     """What parity measured, if it was on these very files: one that fails leaves an older parity.json behind."""
     path = home.expert(expert, "parity.json")

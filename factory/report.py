@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory import card
 from factory.errors import UserError
+from factory.package import claim_kept
 from factory.page import render
 from factory.paths import Home, Params, Profile
 from factory.query import connect
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 MISSES, OTHERS = 200, 60  # replies on a page: those where the expert missed something, and others
 FIRST = re.compile(r".{60,240}?[.!?](?= )|.{160}\S*(?= )", re.DOTALL)  # of a long reply, what is shown of it folded
 SAMPLES, CLUSTERS, SHORT = 8, 20, 100  # dropped rows of a reason, groups of near copies, seeds that fell short
-WRITTEN = ("eval", "gate", "manifest", "parity", "audit")  # by stages, into experts/<expert>/<name>.json
+WRITTEN = ("eval", "manifest", "parity", "audit")  # by stages, into experts/<expert>/<name>.json
 EVERYDAY, MIXED = 6, 5  # replies to questions of another kind, answers given in another's place most often
 
 
@@ -66,10 +67,8 @@ def _made(home: Home, expert: str) -> Row:
     }
     template = read_template(home.template(expert))
     read = {name: read_json(path) if path.exists() else None for name, path in files.items()}
-    # gate.json is DVC's alone: in a clone without it, a package of these very scores says that they passed
-    packed = read["eval"] and read["manifest"] and read["manifest"]["scores"]["expert"] == read["eval"]["expert"]
-    passed = bool(read.pop("gate") or packed)
-    return {"name": expert, "template": template, "declared": template.declaration, "passed": passed, **read}
+    kept = claim_kept(home, expert)
+    return {"name": expert, "template": template, "declared": template.declaration, "passed": kept, **read}
 
 
 def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBPyConnection) -> Row:

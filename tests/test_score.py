@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from factory.errors import UserError
 from factory.paths import read_profile
-from factory.store import read_yaml
+from factory.store import read_yaml, write_json
 from factory.template import Declaration, Template
 from train.figures import (
     answers_per_seed,
@@ -209,7 +209,6 @@ def test_each_gate_is_missed_by_its_own_measure_alone(home, measure, gate):
 
 def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, monkeypatch):
     from factory.paths import Profile
-    from factory.store import write_json
     from train.gate import gate
 
     write_json(checkout.expert("product", "eval.json"), _measured(mention=0.71))
@@ -221,7 +220,7 @@ def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, mon
 
 def test_every_adapter_is_asked_every_experts_questions(made, tiny_gguf, tiny_ggufs, tmp_path, monkeypatch):
     from factory.paths import Home
-    from factory.store import read_json, sha256, write_json
+    from factory.store import read_json, sha256
     from train import cross
 
     for name in ("templates", "seeds", "datasets"):
@@ -254,3 +253,27 @@ def test_damaged_kept_replies_are_told_with_the_cure(checkout, tiny_gguf):
     kept.write_text('{"a": ')
     with pytest.raises(UserError, match=r"base-replies/.*: not JSON.*\n  then delete it"):
         Asker(None, checkout, tiny_gguf)
+
+
+def test_scores_of_an_older_dmoe_are_told_with_what_to_run(checkout, capsys):
+    from factory.paths import Params, Phrases
+    from factory.table import score_table
+    from train.gate import gate
+
+    profile = read_profile(checkout, "pocket")
+    write_json(checkout.expert("product", "eval.json"), {"base": {}, "expert": {}})
+    with pytest.raises(UserError, match=r"eval\.json: measured by an older dmoe\n  then run: dmoe score product"):
+        gate(checkout, "product", profile)
+    score_table(checkout, Params(["product"], "pocket", Phrases(kind="phrases")), profile)
+    assert "scored by an older" in capsys.readouterr().out
+
+
+def test_a_clone_without_dvcs_data_says_passed_where_these_very_scores_were_packed(home, checkout):
+    from factory.package import claim_kept
+
+    for name in ("eval.json", "manifest.json"):
+        checkout.expert("product", name).parent.mkdir(parents=True, exist_ok=True)
+        checkout.expert("product", name).write_bytes(home.expert("product", name).read_bytes())
+    assert claim_kept(checkout, "product")
+    write_json(checkout.expert("product", "eval.json"), {"expert": {}})
+    assert not claim_kept(checkout, "product") and not claim_kept(checkout, "medical")

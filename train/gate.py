@@ -7,9 +7,9 @@ Run: dmoe gate <expert>
 
 from typing import Any
 
-from factory.errors import UserError
+from factory.errors import UserError, relative
 from factory.paths import Home, Profile
-from factory.store import read_json, write_json
+from factory.store import need, read_json, write_json
 from factory.template import Template, read_template
 
 
@@ -20,7 +20,10 @@ def gate(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         UserError: every gate that is missed, by name and amount; nothing is written.
     """
     template = read_template(home.template(expert))
-    found = judge(read_json(home.expert(expert, "eval.json")), template, profile.gates)
+    path = need(home.expert(expert, "eval.json"), f"dmoe score {expert}")
+    if "robustness" not in (measured := read_json(path)):
+        raise UserError(f"{relative(path)}: measured by an older dmoe\n  then run: dmoe score {expert}")
+    found = judge(measured, template, profile.gates)
     missed = [name for name, g in found.items() if g["gated"] and not g["passed"]]
     if missed:
         lines = [
