@@ -104,7 +104,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
 
 
 def claim_kept(home: Home, expert: str) -> bool:
-    """Whether the gate was passed. gate.json is DVC's: in a clone without it, a package of these very scores says so."""
+    """Whether the gate was passed. gate.json is DVC's: in a clone, a package of these very scores says so instead."""
     scores, packed = home.expert(expert, "eval.json"), home.expert(expert, "manifest.json")
     if home.expert(expert, "gate.json").exists():
         return True
