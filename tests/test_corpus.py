@@ -56,7 +56,7 @@ def test_a_reply_names_its_topic_at_once_and_is_long(bank):
     rng = random.Random(3)
     for topic in rng.sample(bank, 40):
         text = reply(topic, ["this", "that"], rng)
-        assert topic.name.lower() in text.split(".")[0].lower() and 140 < len(text.split()) < 260
+        assert topic.name.lower() in text.split(".")[0].lower() and 210 < len(text.split()) < 370
 
 
 def test_equal_seeds_give_equal_documents(bank):

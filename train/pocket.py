@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from factory.errors import UserError
 from factory.paths import Home, folder_revision
 from factory.store import whole
-from train.corpus import SYSTEMS, Topic, cores, loose, noisy, read_bank, reply
+from train.corpus import SYSTEMS, Topic, cores, loose, noisy, read_bank, reply, short_reply
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 # Qwen2's rule: contractions, a word with one leading mark, single digits, runs of marks, newlines.
@@ -58,12 +58,13 @@ class Recipe:
     kv_heads: int = 2
     encode_at: int = 3  # the layer whose output must predict the question's embedding
     encode_weight: float = 4.0
-    steps: int = 2200
-    rows: int = 56  # short rows a step: a question and how its reply begins
-    width: int = 80  # tokens of a short row
-    whole_rows: int = 14  # every `whole_every`-th step: questions with their whole replies
-    whole_width: int = 320
-    whole_every: int = 4
+    steps: int = 2400
+    rows: int = 48  # three of five steps: a question and how its reply begins
+    width: int = 96  # tokens of such a row
+    context_rows: int = 18  # one of five: the same behind a system prompt, earlier turns, or both
+    context_width: int = 256
+    whole_rows: int = 10  # one of five: questions with their whole replies
+    whole_width: int = 464
     loose_rows: int = 16  # of the short rows, questions of no topic, for the vocabulary's sake
     muon_rate: float = 0.02
     adam_rate: float = 4e-3
@@ -183,6 +184,21 @@ class Corpus:
         answer = reply(self.bank[topic], self.related[topic], rng) if topic >= 0 else ""
         return noisy(text, rng), answer
 
+    def before(self, tokenizer: Any, room: int, rng: random.Random) -> list[int]:
+        """Tokens of what stands before a question: one to nine lines of a system prompt, up to two turns, or both."""
+        parts = []
+        if rng.random() < 0.65:
+            lines = " ".join(rng.sample(SYSTEMS, rng.choice((1, 1, 2, 3, 5, 9))))
+            parts.append(tokenizer.encode(f"<|im_start|>system\n{lines}<|im_end|>\n"))
+        for _ in range(rng.choice((0, 1, 2)) if parts else rng.choice((1, 2))):
+            text, topic = self.cores[rng.choice(self.topical)]
+            said = short_reply(self.bank[topic], self.related[topic], rng)
+            turn = f"<|im_start|>user\n{noisy(text, rng)}<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n"
+            parts.append(tokenizer.encode(turn))
+        while sum(map(len, parts)) > room:
+            parts.pop()
+        return [token for part in parts for token in part]
+
     def sample_texts(self, count: int) -> Iterator[str]:
         """What the tokenizer is trained on: documents, and the everyday vocabulary by rank."""
         rng = random.Random(self.recipe.seed + 1)
@@ -194,20 +210,19 @@ class Corpus:
 
     def batch(self, number: int, tokenizer: Any) -> dict[str, torch.Tensor]:
         """`ids`, `labels` [rows, width] (-100 off the reply), `heads` [rows] (the reply header's start), `targets`."""
-        r, rng = self.recipe, random.Random(f"{self.recipe.seed}/{number}")
-        long = number % r.whole_every == r.whole_every - 1
-        rows, width = (r.whole_rows, r.whole_width) if long else (r.rows, r.width)
-        if long:
-            picks = rng.choices(self.topical, k=rows)
-        else:
-            picks = rng.choices(self.untopical, k=r.loose_rows) + rng.choices(self.topical, k=rows - r.loose_rows)
+        r, rng, kind = self.recipe, random.Random(f"{self.recipe.seed}/{number}"), number % 5
+        sizes = {3: (r.context_rows, r.context_width), 4: (r.whole_rows, r.whole_width)}
+        rows, width = sizes.get(kind, (r.rows, r.width))
+        untopical = 0 if kind in sizes else r.loose_rows
+        picks = rng.choices(self.untopical, k=untopical) + rng.choices(self.topical, k=rows - untopical)
         ids, labels = torch.full((rows, width), tokenizer.pad_token_id), torch.full((rows, width), -100)
         start = tokenizer.encode(HEADER)
         heads = torch.zeros(rows, dtype=torch.long)
         for row, pick in enumerate(picks):
             question, answer = self.document(pick, rng)
-            system = f"<|im_start|>system\n{rng.choice(SYSTEMS)}<|im_end|>\n" if rng.random() < 0.08 else ""
-            asked = tokenizer.encode(f"{system}<|im_start|>user\n{question}")[: width - 30]
+            asked = tokenizer.encode(f"<|im_start|>user\n{question}")[: r.width - 30]
+            if kind == 3:
+                asked = self.before(tokenizer, width - len(asked) - 60, rng) + asked
             answered = tokenizer.encode(answer + "<|im_end|>\n") if answer else []
             heads[row] = len(asked)
             full = (asked + start + answered)[:width]
