@@ -313,7 +313,7 @@ def pretrain(out: Path, bank: Path, encoder: Path, work: Path, recipe: Recipe, c
             if step % 50 == 0:
                 with (work / "log.jsonl").open("a") as log:
                     log.write(json.dumps(dict(step=step, loss=round(loss, 3), apart=round(apart, 3))) + "\n")
-            if step % 200 == 199:
+            if step % 100 == 99:
                 run.save(step + 1)
     made = work / "made"
     model.half().save_pretrained(made)
