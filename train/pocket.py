@@ -296,7 +296,7 @@ def pocket(home: Home, encoder: Path, steps: int | None) -> None:
 
 
 def pretrain(out: Path, bank: Path, encoder: Path, work: Path, recipe: Recipe, compiled: bool = True) -> None:
-    """Trains and writes the base to `out`; state is kept in `work` every 200 steps and taken up again."""
+    """Trains and writes the base to `out`; state is kept in `work` every 100 steps and taken up again."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     corpus = Corpus(read_bank(bank), encoder, work, recipe)
