@@ -52,9 +52,11 @@ def test_a_state_of_another_corpus_is_not_taken_up(tmp_path):
     assert _run(tmp_path, corpus="b").restore() == 0
 
 
-def test_the_rate_warms_up_stays_and_falls_to_nothing():
+def test_the_rate_warms_up_stays_falls_to_nothing_and_falls_once_more():
     recipe = Recipe()
-    assert rate(0, recipe) < 0.02 and rate(recipe.steps // 2, recipe) == 1.0 and rate(recipe.steps, recipe) == 0.0
+    again, last = recipe.again_from, recipe.steps - 1
+    assert rate(0, recipe) < 0.02 and rate(again // 2, recipe) == 1.0 and rate(again - 1, recipe) < 0.002
+    assert rate(again, recipe) < 0.03 and 0.48 < rate(again + 20, recipe) < 0.5 and rate(last, recipe) < 0.001
 
 
 def test_muon_takes_the_matrices_and_adamw_all_else(tmp_path):

@@ -58,12 +58,13 @@ class Recipe:
     kv_heads: int = 2
     encode_at: int = 3  # the layer whose output must predict the question's embedding
     encode_weight: float = 4.0
-    steps: int = 2400
-    rows: int = 48  # three of five steps: a question and how its reply begins
+    steps: int = 3600
+    again_from: int = 2400  # the rate has fallen to zero here, and falls once more, from a half, with fewer long rows
+    rows: int = 48  # most steps: a question and how its reply begins
     width: int = 96  # tokens of such a row
-    context_rows: int = 18  # one of five: the same behind a system prompt, earlier turns, or both
+    context_rows: int = 18  # one step of five, later of ten: the same behind a system prompt, earlier turns, or both
     context_width: int = 256
-    whole_rows: int = 10  # one of five: questions with their whole replies
+    whole_rows: int = 10  # as many steps: questions with their whole replies
     whole_width: int = 464
     loose_rows: int = 16  # of the short rows, questions of no topic, for the vocabulary's sake
     muon_rate: float = 0.02
@@ -210,7 +211,8 @@ class Corpus:
 
     def batch(self, number: int, tokenizer: Any) -> dict[str, torch.Tensor]:
         """`ids`, `labels` [rows, width] (-100 off the reply), `heads` [rows] (the reply header's start), `targets`."""
-        r, rng, kind = self.recipe, random.Random(f"{self.recipe.seed}/{number}"), number % 5
+        r, rng = self.recipe, random.Random(f"{self.recipe.seed}/{number}")
+        kind = number % (5 if number < r.again_from else 10)
         sizes = {3: (r.context_rows, r.context_width), 4: (r.whole_rows, r.whole_width)}
         rows, width = sizes.get(kind, (r.rows, r.width))
         untopical = 0 if kind in sizes else r.loose_rows
@@ -279,9 +281,11 @@ def optimizers(model: Any, head: torch.nn.Linear, recipe: Recipe) -> list[torch.
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """The share of the full learning rate at `step`: warm-up, flat, then down to zero."""
-    warm, down = 60, int(recipe.steps * 0.4)
-    return min(1.0, (step + 1) / warm, max(0.0, (recipe.steps - step) / down))
+    """The share of the full learning rate at `step`: warm-up, flat, down to zero; then from a half down to zero."""
+    first = min(recipe.steps, recipe.again_from)
+    if step >= first:
+        return 0.5 * min((step - first + 1) / 20, (recipe.steps - step) / (recipe.steps - first))
+    return min(1.0, (step + 1) / 60, (first - step) / int(first * 0.4))
 
 
 def pocket(home: Home, encoder: Path, steps: int | None) -> None:

@@ -59,8 +59,9 @@ def fit(home: Home, template: Template, profile: Profile, rows: list[dict[str, A
     model = load_base(home, profile)
     wanted = template.declaration.train
     lora = LoraConfig(
-        r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+        r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=profile.train["dropout"], target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, peft_config=lora, train_dataset=_dataset(rows),
         args=_arguments(template, profile, len(rows), state),
