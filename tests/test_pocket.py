@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from factory.errors import UserError
-from train.pocket import HEADER, Recipe, Run, optimizers, pocket, rate
+from train.pocket import HEADER, Recipe, Run, lower_layers, optimizers, pocket, question_losses, rate
 
 SMALL = Recipe(vocabulary=100, hidden=32, layers=2, intermediate=64, heads=2, kv_heads=1, encode_at=1, steps=6)
 
@@ -52,11 +52,34 @@ def test_a_state_of_another_corpus_is_not_taken_up(tmp_path):
     assert _run(tmp_path, corpus="b").restore() == 0
 
 
-def test_the_rate_warms_up_stays_falls_to_nothing_and_falls_once_more():
+def test_the_rate_warms_up_stays_falls_to_nothing_and_falls_twice_more():
     recipe = Recipe()
-    again, last = recipe.again_from, recipe.steps - 1
-    assert rate(0, recipe) < 0.02 and rate(again // 2, recipe) == 1.0 and rate(again - 1, recipe) < 0.002
-    assert rate(again, recipe) < 0.03 and 0.48 < rate(again + 20, recipe) < 0.5 and rate(last, recipe) < 0.001
+    again, third = recipe.again_from, recipe.questions_from
+    assert rate(0, recipe) < 0.02 and rate(again // 2, recipe) == 1.0
+    for start in (again, third):
+        assert rate(start - 1, recipe) < 0.002 and rate(start, recipe) < 0.03 and 0.48 < rate(start + 20, recipe) < 0.5
+    assert rate(recipe.steps - 1, recipe) < 0.001
+    assert rate(299, Recipe(steps=300)) < 0.01  # a shorter run ends within its first fall
+
+
+def test_the_lower_layers_are_the_model_s_own(tmp_path):
+    run = _run(tmp_path)
+    lower, ids = lower_layers(run.model, SMALL), _batch(0)["ids"]
+    whole = run.model.model(input_ids=ids, output_hidden_states=True).hidden_states[SMALL.encode_at]
+    assert torch.equal(lower(input_ids=ids).last_hidden_state, whole)
+    assert lower.layers[0] is run.model.model.layers[0] and len(lower.layers) == SMALL.encode_at
+
+
+def test_questions_alone_teach_the_lower_layers_to_tell_them_apart(tmp_path):
+    run, batch = _run(tmp_path), _batch(0)
+    del batch["labels"]
+    lower = lower_layers(run.model, SMALL)
+    before = question_losses(lower, run.head, batch, SMALL)[0].item()
+    upper = run.model.model.layers[1].mlp.up_proj.weight.clone()
+    for step in range(4):
+        run.step(step, lower, batch)
+    assert question_losses(lower, run.head, batch, SMALL)[0].item() < 0.9 * before
+    assert torch.equal(upper, run.model.model.layers[1].mlp.up_proj.weight)
 
 
 def test_muon_takes_the_matrices_and_adamw_all_else(tmp_path):

@@ -57,7 +57,7 @@ EDITS = {
     "description": ("templates/product.yaml", "description: Laptop", "description: Good laptop", {"package@product"}),
     "route": ("templates/product.yaml", "prefer: precision", "prefer: recall", {"package@product"}),
     "market": ("templates/medical.yaml", "licence: CC-BY-4.0", "licence: CC0-1.0", {"package@medical"}),
-    "gate": ("templates/product.yaml", "mention: 0.80", "mention: 0.81", {"gate@product"}),
+    "gate": ("templates/product.yaml", "mention: 0.90", "mention: 0.91", {"gate@product"}),
     "dedup": (
         "templates/product.yaml", "dedup: {instruction: 90}", "dedup: {instruction: 85}",
         {"build@product"},

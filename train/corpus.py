@@ -354,6 +354,21 @@ def loose(word: str, rng: random.Random, neighbours: dict[str, list[str]]) -> st
     return " ".join(x for w in near for x in ([rng.choice(GLUE), w] if rng.random() < 0.6 else [w]))
 
 
+JOINS = (". ", ". ", ", ", ", and ", ", but ", " and ", "; ", ". now ", ", because ", ". also ", " while ", ", so ")
+
+
+def story(topics: list[Topic], rng: random.Random, neighbours: dict[str, list[str]]) -> str:
+    """Two to four wordings in one breath, often of one topic, often not: nothing that a reply could name."""
+    own, told = rng.choice(topics), ""
+    for _ in range(rng.choice((2, 2, 3, 3, 4))):
+        part = rng.choice((own if rng.random() < 0.7 else rng.choice(topics)).say)
+        part = _exchange(part, rng, neighbours) if rng.random() < 0.5 else part
+        if len(told.split()) + len(part.split()) > 45:
+            break
+        told = told.rstrip(".?! ") + rng.choice(JOINS) + part if told else part
+    return told
+
+
 def _typo(word: str, often: float, rng: random.Random) -> str:
     if len(word) < 4 or rng.random() > often:
         return word
