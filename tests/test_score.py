@@ -213,7 +213,7 @@ def test_a_missed_gate_fails_by_name_and_amount_and_writes_nothing(checkout, mon
 
     write_json(checkout.expert("product", "eval.json"), _measured(mention=0.71))
     profile = Profile("pocket", "models/pocket", None, None, None, False, "", {}, ["mention", "form", "length_ratio"])
-    with pytest.raises(UserError, match=r"product: gate missed: mention 0\.710 at the lower end, 0\.8 wanted"):
+    with pytest.raises(UserError, match=r"product: gate missed: mention 0\.710 at the lower end, 0\.9 wanted"):
         gate(checkout, "product", profile)
     assert not checkout.expert("product", "gate.json").exists()
 
