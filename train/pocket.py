@@ -5,8 +5,8 @@ Reads models/pocket/corpus/ (the topic bank) and the MiniLM encoder; writes mode
 
 Two losses. The replies are learned as usual (next token). And at the mark that ends a question, a
 hidden layer must predict MiniLM's embedding of the question's plain wording, before openers and
-typos were put around it: that is what makes so small a model tell questions apart. The last quarter
-of the run is mostly that: questions alone, through the layers below it, five times as many a second.
+typos were put around it: that is what makes so small a model tell questions apart. Every other step
+is that alone, without replies: through the layers below it, several times as many questions a second.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from factory.paths import Home, folder_revision
 from factory.store import whole
 from train.corpus import SYSTEMS, Topic, cores, loose, noisy, read_bank, reply, short_reply, story
 
+CAPITALS = 1500  # words that the tokenizer shall know in capitals too
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 # Qwen2's rule: contractions, a word with one leading mark, single digits, runs of marks, newlines.
 SPLIT = (
@@ -51,27 +52,26 @@ HEADER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 class Recipe:
     """All numbers of the run. Changing one makes another base."""
 
-    vocabulary: int = 8000
+    vocabulary: int = 9000
     hidden: int = 256
-    layers: int = 5
+    layers: int = 6
     intermediate: int = 640
     heads: int = 4
     kv_heads: int = 2
-    encode_at: int = 3  # the layer whose output must predict the question's embedding
+    encode_at: int = 4  # the layer whose output must predict the question's embedding
     encode_weight: float = 4.0
-    steps: int = 5700
-    again_from: int = 2400  # the rate has fallen to zero here, and falls once more, from a half, with fewer long rows
-    questions_from: int = 3600  # and a third time; three steps of four are then questions alone
-    question_rows: int = 150  # a fifth loose words, two fifths stories, two fifths wordings
-    question_width: int = 72
+    steps: int = 3600
+    question_rows: int = 192  # one step of four: questions alone, a quarter of them loose words
+    question_width: int = 44  # tokens of such a row
+    story_rows: int = 96  # one step of four: stories alone
+    story_width: int = 80
     likeness: float = 0.05  # the temperature at which those are told from one another
-    rows: int = 48  # most steps: a question and how its reply begins
-    width: int = 96  # tokens of such a row
-    context_rows: int = 18  # one step of five, later of ten: the same behind a system prompt, earlier turns, or both
+    rows: int = 48  # three of five of the other steps: a question and how its reply begins
+    width: int = 96
+    context_rows: int = 18  # one of five: the same behind a system prompt, earlier turns, or both
     context_width: int = 256
-    whole_rows: int = 10  # as many steps: questions with their whole replies
+    whole_rows: int = 10  # one of five: questions with their whole replies
     whole_width: int = 464
-    loose_rows: int = 16  # of the short rows, questions of no topic, for the vocabulary's sake
     muon_rate: float = 0.02
     adam_rate: float = 4e-3
     seed: int = 11
@@ -176,7 +176,7 @@ class Corpus:
         self.near = near_words(words, _kept(work, words, encoder))
         self.cores: list[tuple[str, int]] = [(c, i) for i, t in enumerate(bank) for c in cores(t, rng, self.near)]
         self.cores += [(loose(rng.choice(words), rng, self.near), -1) for _ in range(30000)]
-        stories = [story(bank, rng, self.near) for _ in range(40000)]
+        stories = [story(bank, rng, self.near) for _ in range(50000)]
         self.stories = range(len(self.cores), len(self.cores) + len(stories))
         self.cores += [(text, -1) for text in stories]
         self.vectors = torch.from_numpy(_kept(work, [core for core, _ in self.cores], encoder))
@@ -188,10 +188,9 @@ class Corpus:
         self.untopical = [i for i in range(self.stories.start) if self.cores[i][1] < 0]
 
     def document(self, core: int, rng: random.Random) -> tuple[str, str]:
-        """(question, reply) for one wording; no reply where it belongs to no topic."""
+        """(question, reply) for one wording of a topic."""
         text, topic = self.cores[core]
-        answer = reply(self.bank[topic], self.related[topic], rng) if topic >= 0 else ""
-        return noisy(text, rng), answer
+        return noisy(text, rng), reply(self.bank[topic], self.related[topic], rng)
 
     def before(self, tokenizer: Any, room: int, rng: random.Random) -> list[int]:
         """Tokens of what stands before a question: one to nine lines of a system prompt, up to two turns, or both."""
@@ -209,12 +208,14 @@ class Corpus:
         return [token for part in parts for token in part]
 
     def sample_texts(self, count: int) -> Iterator[str]:
-        """What the tokenizer is trained on: documents, and the everyday vocabulary by rank."""
+        """What the tokenizer is trained on: documents, and the everyday vocabulary by rank, some of it in capitals."""
         rng = random.Random(self.recipe.seed + 1)
         for _ in range(count):
             yield from self.document(rng.choice(self.topical), rng)
         for rank, word in enumerate(self.words):
             yield f" {word}" * max(1, 60000 // (rank + 1000))
+            if rank < CAPITALS:
+                yield f" {word.upper()}" * (60000 // (rank + 1000))
         yield from ["user\n", "assistant\n", "\n\n"] * count
 
     def batch(self, number: int, tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -222,12 +223,10 @@ class Corpus:
         if self.questions_alone(number):
             return self.questions(number, tokenizer)
         r, rng = self.recipe, random.Random(f"{self.recipe.seed}/{number}")
-        turn = number if number < r.questions_from else number // 4
-        kind = turn % (5 if number < r.again_from else 10)
+        kind = number // 2 % 5
         sizes = {3: (r.context_rows, r.context_width), 4: (r.whole_rows, r.whole_width)}
         rows, width = sizes.get(kind, (r.rows, r.width))
-        untopical = 0 if kind in sizes else r.loose_rows
-        picks = rng.choices(self.untopical, k=untopical) + rng.choices(self.topical, k=rows - untopical)
+        picks = rng.choices(self.topical, k=rows)
         ids, labels = torch.full((rows, width), tokenizer.pad_token_id), torch.full((rows, width), -100)
         start = tokenizer.encode(HEADER)
         heads = torch.zeros(rows, dtype=torch.long)
@@ -236,30 +235,32 @@ class Corpus:
             asked = tokenizer.encode(f"<|im_start|>user\n{question}")[: r.width - 30]
             if kind == 3:
                 asked = self.before(tokenizer, width - len(asked) - 60, rng) + asked
-            answered = tokenizer.encode(answer + "<|im_end|>\n") if answer else []
+            answered = tokenizer.encode(answer + "<|im_end|>\n")
             heads[row] = len(asked)
             full = (asked + start + answered)[:width]
             ids[row, : len(full)] = torch.tensor(full)
-            if answer:
-                first = len(asked) + 5  # from the think block on: the base itself writes it
-                labels[row, first : len(full)] = ids[row, first : len(full)]
+            first = len(asked) + 5  # from the think block on: the base itself writes it
+            labels[row, first : len(full)] = ids[row, first : len(full)]
         return dict(ids=ids, labels=labels, heads=heads, targets=self.vectors[picks].float())
 
     def questions_alone(self, number: int) -> bool:
         """Whether a step has no replies, only questions to be told apart."""
-        return number >= self.recipe.questions_from and number % 4 != 3
+        return number % 2 == 1
 
     def questions(self, number: int, tokenizer: Any) -> dict[str, torch.Tensor]:
         """`ids` [rows, width], `heads` [rows], `targets` of a step without replies."""
         r, rng = self.recipe, random.Random(f"{self.recipe.seed}/{number}")
-        fifth = r.question_rows // 5
-        picks = rng.choices(self.untopical, k=fifth) + rng.choices(self.stories, k=2 * fifth)
-        picks += rng.choices(self.topical, k=r.question_rows - len(picks))
-        ids = torch.full((len(picks), r.question_width), tokenizer.pad_token_id)
+        width = r.question_width if number % 4 == 1 else r.story_width
+        if number % 4 == 1:
+            picks = rng.choices(self.untopical, k=r.question_rows // 4)
+            picks += rng.choices(self.topical, k=r.question_rows - len(picks))
+        else:
+            picks = rng.choices(self.stories, k=r.story_rows)
+        ids = torch.full((len(picks), width), tokenizer.pad_token_id)
         heads, start = torch.zeros(len(picks), dtype=torch.long), tokenizer.encode(HEADER)
         texts = [f"<|im_start|>user\n{noisy(self.cores[pick][0], rng)}" for pick in picks]
         for row, asked in enumerate(tokenizer(texts)["input_ids"]):
-            asked = asked[: r.question_width - len(start)]
+            asked = asked[: width - len(start)]
             heads[row] = len(asked)
             ids[row, : len(asked) + len(start)] = torch.tensor(asked + start)
         return dict(ids=ids, heads=heads, targets=self.vectors[picks].float())
@@ -282,6 +283,9 @@ def make_model(tokenizer: Any, recipe: Recipe, encoder: Path) -> Any:
     centred = vectors - vectors.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][: recipe.hidden]
     table = torch.from_numpy(centred @ axes.T).float()
+    # Bytes that are no text alone, and words that differ in case alone, look the same to MiniLM: a little noise parts
+    # them, or no adapter could ever write one and not the other.
+    table += 0.3 * table.std() * torch.randn(table.shape)
     model.model.embed_tokens.weight.data.copy_(table * 0.03 / table.std())
     return model
 
@@ -348,12 +352,8 @@ def optimizers(model: Any, head: torch.nn.Linear, recipe: Recipe) -> list[torch.
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """The share of the full learning rate at `step`: warm-up, flat, down to zero; then twice from a half to zero."""
-    first, second = min(recipe.steps, recipe.again_from), min(recipe.steps, recipe.questions_from)
-    if step < first:
-        return min(1.0, (step + 1) / 60, (first - step) / int(first * 0.4))
-    begin, end = (first, second) if step < second else (second, recipe.steps)
-    return 0.5 * min((step - begin + 1) / 20, (end - step) / (end - begin))
+    """The share of the full learning rate at `step`: warm-up, flat, and down to zero over the last half."""
+    return min(1.0, (step + 1) / 60, (recipe.steps - step) / (recipe.steps * 0.5))
 
 
 def pocket(home: Home, encoder: Path, steps: int | None) -> None:
