@@ -73,7 +73,7 @@ def test_the_project_s_own_seeds_have_no_leak(built):
     ids=["as it is", "with words around it", "in another order"],
 )  # fmt: skip
 def test_a_held_out_question_among_the_training_rows_is_found(built, rows, expert, said):
-    row = held(rows, expert)
+    row = held(rows, expert, words=14)  # fewer drown in ten words around them
     other = next(r for r in rows[expert]["train"] if r["answer"] == row["answer"])
     leaked = row | {"row_id": "planted", "seed_id": other["seed_id"], "instruction": said(row["instruction"])}
     (leak,) = leaks(built(**{expert: [leaked]}), EXPERTS, expert)

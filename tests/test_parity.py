@@ -185,12 +185,28 @@ def test_a_fault_that_a_quantised_base_would_hide_is_found_in_the_tensors(small)
 def test_a_vocabulary_of_another_base_is_told(tiny_gguf, tmp_path):
     from factory.llama import running
 
+    size = 9000
     with running(tiny_gguf, slots=1, threads=1, log=tmp_path / "log") as llama:
-        for size in (7999, 8001):
-            with pytest.raises(UserError, match=f"torch's {size}; the GGUF is of another base"):
-                measured(llama, [Passage([1, 2, 3], [2])], [], size, "x")
-        found = measured(llama, [Passage([1, 2, 3], [2])], [], 8000, "x")
-    assert found.shape == (1, 8000) and np.exp(found).sum() == pytest.approx(1, abs=1e-12)
+        for other, theirs in ((size - 1, f"more than {size - 1}"), (size + 1, str(size))):
+            with pytest.raises(UserError, match=f"has {theirs} tokens, torch's {other}; the GGUF is of another base"):
+                measured(llama, [Passage([1, 2, 3], [2])], [], other, "x")
+        found = measured(llama, [Passage([1, 2, 3], [2])], [], size, "x")
+    assert found.shape == (1, size) and np.exp(found).sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_what_llama_cpp_would_say_is_measured_even_where_it_is_half_a_letter(tiny_base, tiny_gguf, tmp_path):
+    from transformers import AutoTokenizer
+
+    from factory.llama import running
+
+    half = AutoTokenizer.from_pretrained(tiny_base).convert_tokens_to_ids("\u00c3")  # first of two bytes, as BPE has it
+    asked = {"n_predict": 1, "n_probs": 3, "temperature": 0}
+    with running(tiny_gguf, slots=1, threads=1, log=tmp_path / "log") as llama:
+        unheard, a, b = (llama.complete([1, 2], [], logit_bias=[[said, 1e4]], **asked) for said in (half, "a", "b"))
+    assert "completion_probabilities" not in unheard  # llama.cpp waits for the other half
+    assert (a["content"], b["content"]) == ("a", "b")  # what is said was forced,
+    told, same = (reply["completion_probabilities"][0]["top_logprobs"] for reply in (a, b))
+    assert told == same  # and what is measured was not
 
 
 def test_float32_matrices_of_the_base_are_its_own(tiny_base, tmp_path):

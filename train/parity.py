@@ -223,8 +223,9 @@ def measured(llama: Llama, passages: list[Passage], scales: list[float], size: i
     for row, reply in zip(found, track(_replies(llama, passages, scales, size), name, len(found)), strict=True):
         top = reply["completion_probabilities"][0]["top_logprobs"]
         tokens = np.array([entry["id"] for entry in top])
-        if len(tokens) != size or tokens.max() >= size:
-            raise UserError(f"llama.cpp's base has {len(tokens)} tokens, torch's {size}; the GGUF is of another base")
+        if len(tokens) != size:
+            many = f"more than {size}" if len(tokens) > size else len(tokens)
+            raise UserError(f"llama.cpp's base has {many} tokens, torch's {size}; the GGUF is of another base")
         row[tokens] = np.maximum(np.array([entry["logprob"] for entry in top], float), NOTHING)
     gc.unfreeze()
     # llama.cpp's probabilities are float32 and do not quite add up to 1, which would stand in the divergence.
@@ -235,9 +236,12 @@ def _replies(llama: Llama, passages: list[Passage], scales: list[float], size: i
     for passage in passages:
         for before, end in pairwise([0, *passage.ends]):
             # A passage's first prefix is computed from nothing: no key or value of another scale is ever used again.
+            # The token that it says is forced, which leaves the logits as they are: after half a letter (a lone byte
+            # of UTF-8) llama.cpp waits for the rest and reports no probabilities.
             yield llama.complete(
-                passage.tokens[:end], scales, n_predict=1, n_probs=size, temperature=0, cache_prompt=before > 0
-            )
+                passage.tokens[:end], scales, n_predict=1, n_probs=size + 1, temperature=0, cache_prompt=before > 0,
+                logit_bias=[["a", 1e4]],
+            )  # fmt: skip
 
 
 def figures(peft: "np.ndarray", cpp: "np.ndarray", tie: float) -> Figures:
