@@ -102,7 +102,8 @@ def distribution(llama: Llama, scale: float, question: str, reply: str, place: i
     """Log probabilities of the whole vocabulary for the token at `place` of the reply."""
     prompt = llama.post("/apply-template", {"messages": plain(question)})["prompt"]
     tokens = llama.tokenize(prompt) + llama.tokenize(reply)[:place]
-    found = llama.complete(tokens, [scale], n_predict=1, n_probs=1 << 20, temperature=0)
+    unheard = [["a", 1e4]]  # what is said is forced: half a letter would be said without probabilities, as in parity.py
+    found = llama.complete(tokens, [scale], n_predict=1, n_probs=1 << 20, temperature=0, logit_bias=unheard)
     return {at["id"]: at["logprob"] for at in found["completion_probabilities"][0]["top_logprobs"]}
 
 
