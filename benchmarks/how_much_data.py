@@ -49,8 +49,7 @@ from train.sft import fit
 ROW_COUNTS = (25, 50, 100, 200, 400, 800)
 MOST_TOKENS = 128  # an expert ends long before; an answer that comes later is none of its own
 SAME_STEPS = (100,)  # and all
-VARIANTS = (1, 2, 4)  # of a seed, the number of rows fixed
-ALL_VARIANTS = (1, 2)  # of a seed, the seeds fixed: more rows
+VARIANTS = (1, 2, 4)  # of a seed; with all seeds no more than the template trains on
 SEEDS = (1, 4, 16, 64)  # of one answer, and all
 RECIPE = {"passes": (0.5, 1, 2), "learning rate": (0.5, 1)}  # times the template's and the profile's
 MEASURES = ("mention", "right", "in_form")
@@ -146,7 +145,7 @@ def points(s: Study) -> Iterator[Point]:
         yield Point("rows, same steps", n, s.taken(rows=n), longer, rate)
     for v in VARIANTS:
         yield Point("variants, rows fixed", v, s.taken(variants=v, rows=count), passes, rate)
-    for v in ALL_VARIANTS:
+    for v in (v for v in VARIANTS if v <= s.template.declaration.generate.per_seed):
         yield Point("variants, seeds fixed", v, s.taken(variants=v), passes, rate)
     for k in sorted({k for k in (*SEEDS, count // answers) if k <= count // answers}):
         yield Point("seeds an answer", k, s.taken(seeds=k * answers), passes, rate)
