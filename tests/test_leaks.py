@@ -201,7 +201,7 @@ def test_an_encoder_adds_what_words_do_not_see(built, rows, home):
         pytest.skip("build/minilm has no encoder; make pocket installs it")
     row = next(r for r in rows["medical"]["holdout"] if r["instruction"].startswith("Backache just above the belt"))
     other = next(r for r in rows["medical"]["train"] if r["answer"] == row["answer"])
-    said = "After a weekend of garden work my back aches right over my belt. What is that called?"
+    said = "Backache right over my belt after a weekend of garden work. What is that called?"
     made = built(medical=[other | {"row_id": "planted", "instruction": said}])
     leak = ("held_out", "medical", "planted", row["seed_id"])
     assert leak not in found(made) and leak in found(made, encoder=folder)
