@@ -29,6 +29,7 @@ from factory.template import Template, read_template
 from train.base_gguf import base_gguf, full_gguf
 from train.figures import brief
 from train.panel import plain, spread
+from train.parity import NEXT_TOKEN
 from train.score import SLOTS, Asker, ask_all, full_precision
 
 KINDS = ("F16", "Q8_0", "Q5_0", "Q4_0")
@@ -102,8 +103,7 @@ def distribution(llama: Llama, scale: float, question: str, reply: str, place: i
     """Log probabilities of the whole vocabulary for the token at `place` of the reply."""
     prompt = llama.post("/apply-template", {"messages": plain(question)})["prompt"]
     tokens = llama.tokenize(prompt) + llama.tokenize(reply)[:place]
-    unheard = [["a", 1e4]]  # what is said is forced: half a letter would be said without probabilities, as in parity.py
-    found = llama.complete(tokens, [scale], n_predict=1, n_probs=1 << 20, temperature=0, logit_bias=unheard)
+    found = llama.complete(tokens, [scale], **NEXT_TOKEN, n_probs=1 << 20)
     return {at["id"]: at["logprob"] for at in found["completion_probabilities"][0]["top_logprobs"]}
 
 

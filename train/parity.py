@@ -210,6 +210,12 @@ def _log_probabilities(model: Any, passages: list[Passage]) -> "np.ndarray":
     return np.concatenate(rows)
 
 
+# Asks llama.cpp, with n_probs, for the next token's probabilities and lets it say one token. Which one is forced, and
+# leaves the probabilities as they are: after half a letter (the first byte of several) it would wait for the rest and
+# report none.
+NEXT_TOKEN: dict[str, Any] = {"n_predict": 1, "temperature": 0, "logit_bias": [["a", 1e4]]}
+
+
 def measured(llama: Llama, passages: list[Passage], scales: list[float], size: int, name: str) -> "np.ndarray":
     """llama.cpp's log-probabilities at these adapter scales: float64 [positions, size]; needs a server of one slot.
 
@@ -236,12 +242,7 @@ def _replies(llama: Llama, passages: list[Passage], scales: list[float], size: i
     for passage in passages:
         for before, end in pairwise([0, *passage.ends]):
             # A passage's first prefix is computed from nothing: no key or value of another scale is ever used again.
-            # The token that it says is forced, which leaves the logits as they are: after half a letter (a lone byte
-            # of UTF-8) llama.cpp waits for the rest and reports no probabilities.
-            yield llama.complete(
-                passage.tokens[:end], scales, n_predict=1, n_probs=size + 1, temperature=0, cache_prompt=before > 0,
-                logit_bias=[["a", 1e4]],
-            )  # fmt: skip
+            yield llama.complete(passage.tokens[:end], scales, **NEXT_TOKEN, n_probs=size + 1, cache_prompt=before > 0)
 
 
 def figures(peft: "np.ndarray", cpp: "np.ndarray", tie: float) -> Figures:
