@@ -13,16 +13,29 @@ RESERVED = ("auto", "base")  # names of models that are no expert
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A question that shows whether an adapter is applied: only with it does the reply hold `says`."""
+
+    question: str
+    says: str
+
+
+@dataclass(frozen=True)
 class Installed:
     """One expert, ready to be loaded."""
 
-    name: str
+    name: str  # what `model` is called in a request
     lora_id: str
     base_model: str
     adapter: Path
     scale: float  # recommended_scale: what "on" means
     keywords: list[str]
     not_keywords: list[str]
+    digest: str = ""  # SHA-256 of `adapter`
+    peft: Path | None = None  # the same adapter for transformers and vLLM
+    routing: Path | None = None  # what the router knows of it beyond keywords: route.safetensors
+    probes: tuple[Probe, ...] = ()
+    routed: bool = True  # whether `auto` may choose it; else it is reached by name alone
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -80,8 +93,13 @@ def _ready(path: Path, raw: dict[str, Any], scale: float) -> Installed:
         raise UserError(
             f"{relative(adapter)}: there is no such file, but {relative(path)} names it\n  then run: dvc repro"
         )
-    claimed = raw.get("sha256", {}).get("adapter.gguf")
-    if claimed and claimed != sha256(adapter):  # a gate was missed, or a build stopped half-way
+    claimed, digest = raw.get("sha256", {}).get("adapter.gguf"), sha256(adapter)
+    if claimed and claimed != digest:  # a gate was missed, or a build stopped half-way
         raise UserError(f"{relative(adapter)}: is not the file that {relative(path)} describes\n  then run: dvc repro")
-    words = {key: [str(word) for word in raw[key]] for key in ("keywords", "not_keywords")}
-    return Installed(raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, **words)
+    keywords, not_keywords = ([str(word) for word in raw[key]] for key in ("keywords", "not_keywords"))
+    peft, routing = path.parent / "adapter", path.parent / "route.safetensors"
+    probes = tuple(Probe(p["question"], p["says"]) for p in raw.get("probe", []))
+    return Installed(
+        raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, keywords, not_keywords,
+        digest=digest, probes=probes, peft=peft if peft.is_dir() else None, routing=routing if routing.is_file() else None,
+    )  # fmt: skip

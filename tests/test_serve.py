@@ -2,12 +2,14 @@
 
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
 
 from factory.errors import UserError
 from factory.paths import Home
+from factory.store import sha256
 from serve.engine import ask, started
 from serve.gateway import app, serve
 from serve.market import Installed, installed
@@ -186,7 +188,9 @@ def write(root, **changes):
 
 def test_installed_experts_are_read_from_their_manifests(tmp_path):
     write(tmp_path)
-    assert installed(Home(tmp_path)) == [expert("red", ["rose"], [], tmp_path / "experts" / "red" / "adapter.gguf")]
+    adapter = tmp_path / "experts" / "red" / "adapter.gguf"
+    found = expert("red", ["rose"], [], adapter)
+    assert installed(Home(tmp_path)) == [replace(found, digest=sha256(adapter))]
 
 
 def test_no_expert_is_told_with_what_to_run(tmp_path):
