@@ -330,16 +330,22 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
 ) -> None:
     """Serve all experts on one base by OpenAI's API, routed by keyword."""
-    from serve.gateway import serve
+    from serve.gateway import listen, serve
     from serve.market import installed
+    from serve.settings import DEFAULTS
+    from serve.start import supervisor_for
 
     home, _, profile = _checkout()
 
     def ready(url: str) -> None:
         typer.echo(f"ready: {url}/v1 (model: auto, base, or an expert's name); Ctrl-C ends it")
 
-    experts, log = installed(home), home.work / "logs" / "serve.log"
-    serve(_base_gguf(home, profile), experts, host=host, port=port, log=log, ready=ready)
+    settings = DEFAULTS.model_copy(update={"host": host, "port": port})
+    installed(home)  # a mistake in them is told before the port is taken
+    log, scaled = home.work / "logs" / "serve.log", home.work / "scaled"
+    listener = listen(settings)
+    supervisor = supervisor_for(settings, _base_gguf(home, profile), lambda: installed(home), log, scaled)
+    serve(supervisor, settings, listener, home.work / "server.json", ready)
 
 
 @app.command()

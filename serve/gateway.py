@@ -3,203 +3,245 @@
 Run: dmoe serve
 """
 
+import asyncio
+import hmac
 import json
-import re
+import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path_
 
-from factory.errors import UserError, shown
-from factory.llama import CONNECTIONS, REPLY_SECONDS
-from serve.engine import Engine, started
-from serve.market import Installed
-from serve.router import Route, Router, make_router, route
+from factory.errors import UserError
+from serve.clients import Defaults, client_of, hashed
+from serve.forward import Reply, down
+from serve.metrics import Metrics
+from serve.requests import CHAT, TEXT, Refusal, asked, chosen_adapters, read_body
+from serve.router import route
+from serve.settings import Settings
+from serve.supervisor import Serving, Supervisor
+from serve.turns import Gone
 
-# OpenAI's own fields, handed on as they are.
-PASSED = {
-    "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "stream",
-    "stream_options", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs",
-    "response_format", "tools", "tool_choice",
-}  # fmt: skip
-# Fields of llama.cpp that would reach past the gateway: which adapter is on, whose cache is read, which slot works.
-ENGINE = {
-    "lora", "id_slot", "cache_prompt", "n_cache_reuse", "n_keep", "n_discard", "n_cmpl", "n_predict", "grammar",
-    "prompt", "chat_template", "chat_template_kwargs", "reasoning_format",
-}  # fmt: skip
-LARGEST_BODY = 1 << 20  # bytes
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-class Refusal(Exception):
-    """A request that is answered with an error in OpenAI's shape."""
+class Gateway:
+    """Its endpoints are its methods; what they share is the supervisor, the settings, and who has chosen what."""
 
-    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+    def __init__(self, supervisor: Supervisor, settings: Settings, admin_token: str = "") -> None:
+        self.supervisor, self.settings, self.metrics = supervisor, settings, Metrics()
+        self.defaults = Defaults(settings.default_seconds)
+        self.admin_hashes = [hash for hash in (settings.admin, hashed(admin_token) if admin_token else None) if hash]
 
+    # -- who asks, and what serves --------------------------------------------------------------------
 
-def app(engine: Engine, router: Router) -> Starlette:
-    """The gateway as an ASGI application; it keeps one pool of connections to the engine."""
+    def client(self, request: Request) -> str:
+        """The client's name; refuses a wrong key, and pages of other sites that a browser has open."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if not self.settings.keys and host.rsplit(":", 1)[0] not in LOOPBACK:
+            raise Refusal(403, f"host {host[:80]!r}: without keys this server answers on loopback alone", "wrong_host")
+        if origin and origin.split("//")[-1] != host:
+            raise Refusal(403, "a page of another site may not ask here", "wrong_origin")
+        client = client_of(request.headers.get("authorization", ""), self.settings.keys)
+        if client is None and not self.is_admin(request):
+            raise Refusal(401, "the API key is wrong or missing", "invalid_api_key")
+        return client or "admin"
 
-    @asynccontextmanager
-    async def lifespan(state: Starlette) -> AsyncIterator[None]:
-        headers, limits = {"Authorization": f"Bearer {engine.llama.key}"}, httpx.Limits(max_connections=CONNECTIONS)
-        async with httpx.AsyncClient(
-            base_url=engine.llama.url, headers=headers, limits=limits, timeout=REPLY_SECONDS, trust_env=False
-        ) as client:
-            state.state.client = client
-            yield
+    def is_admin(self, request: Request) -> bool:
+        _, _, key = request.headers.get("authorization", "").partition(" ")
+        return any(hmac.compare_digest(known, hashed(key.strip())) for known in self.admin_hashes)
 
-    async def chat(request: Request) -> Response:
-        body = await _body(request)
-        chosen = choose(engine, router, body)
-        sent = {key: body[key] for key in PASSED & body.keys()}
-        sent |= {"cache_prompt": False, **engine.llama.lora(engine.scales(chosen.expert))}
-        return await _forward(request.app.state.client, sent, chosen, _headers(chosen, body))
+    def admin(self, request: Request) -> None:
+        self.client(request)
+        if not self.is_admin(request):
+            raise Refusal(403, "this takes the admin key", "not_admin")
 
-    async def models(request: Request) -> Response:
-        names = ["auto", "base", *(expert.name for expert in engine.experts)]
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "dmoe"} for name in names]
+    async def serving(self) -> Serving:
+        try:
+            return await self.supervisor.ready(self.settings.wait_seconds)
+        except Gone:
+            raise down(self.supervisor) from None
+
+    # -- OpenAI's API -----------------------------------------------------------------------------------
+
+    async def complete(self, request: Request) -> Response:
+        client = self.client(request)
+        body = await read_body(request, self.settings.body_bytes)
+        serving = await self.serving()
+        found = asked(serving, request.url.path, body, self.defaults.get(client))
+        fresh = "no-store" in request.headers.get("cache-control", "")
+        return Reply(found, serving, self.supervisor, self.metrics, client, self.settings.wait_seconds, fresh)
+
+    async def models(self, request: Request) -> Response:
+        self.client(request)
+        experts = (await self.serving()).experts.values()
+        made = {"object": "model", "created": 0, "owned_by": "dmoe"}
+        data: list[dict[str, Any]] = [{"id": "auto", **made}, {"id": "base", **made}]
+        data += [
+            {
+                "id": e.name, **made, "parent": "base",
+                "dmoe": {"lora_id": e.lora_id, "adapter": e.digest, "base_model": e.base_model, "scale": e.scale,
+                         "routed": e.routed, "probe": [vars(p) for p in e.probes]},
+            }
+            for e in experts
+        ]  # fmt: skip
         return JSONResponse({"object": "list", "data": data})
 
-    async def health(request: Request) -> Response:
-        try:
-            ok = (await request.app.state.client.get("/health", timeout=5.0)).is_success
-        except httpx.HTTPError:
-            ok = False
-        return JSONResponse({"status": "ok" if ok else "the engine does not answer"}, 200 if ok else 503)
+    async def explain(self, request: Request) -> Response:
+        """Whom `auto` would choose, and why: GET /route?q=..., or POST with `messages` or `text`."""
+        self.client(request)
+        turns: Any = request.query_params.get("q", "")
+        if request.method == "POST":
+            body = await read_body(request, self.settings.body_bytes)
+            messages = body.get("messages") if isinstance(body, dict) else None
+            turns = body.get("text", "") if isinstance(body, dict) else ""
+            if isinstance(messages, list):
+                turns = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+        if not isinstance(turns, str | list) or not all(isinstance(turn, str) for turn in turns) or not turns:
+            raise Refusal(400, "give a question: ?q=..., or text, or messages", "invalid_messages")
+        chosen = route((await self.serving()).router, turns)
+        return JSONResponse(explained(chosen))
 
+    # -- llama.cpp's contract, for one client -------------------------------------------------------------
+
+    async def adapters(self, request: Request) -> Response:
+        """GET shows this client's scales; POST sets them, for this client's requests that name no model."""
+        client, serving = self.client(request), await self.serving()
+        if request.method == "POST":
+            self.defaults.set(client, chosen_adapters(serving, await read_body(request, self.settings.body_bytes)))
+            return JSONResponse({"success": True})
+        chosen = self.defaults.get(client) or {}
+        data = [
+            {"id": number, "path": f"{adapter.name}/{adapter.adapter.name}", "scale": chosen.get(adapter.digest, 0.0)}
+            for number, adapter in enumerate(serving.engine.adapters)
+        ]
+        return JSONResponse(data)
+
+    # -- for operators --------------------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        """Whether this process answers; /ready says whether experts do."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        serving = self.supervisor.serving
+        if serving is None:
+            return JSONResponse({"status": "not ready", "why": self.supervisor.trouble}, 503, {"Retry-After": "2"})
+        return JSONResponse({"status": "ready", "engine": serving.engine.kind, "experts": len(serving.experts)})
+
+    async def show_metrics(self, request: Request) -> Response:
+        if self.settings.keys or self.settings.admin:
+            self.admin(request)
+        return Response(self.metrics.text(self.supervisor), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def reload(self, request: Request) -> Response:
+        """Serves what is installed now: {"restart": bool}."""
+        self.admin(request)
+        body = await read_body(request, self.settings.body_bytes)
+        try:
+            done = await self.supervisor.reload(bool(isinstance(body, dict) and body.get("restart")))
+        except UserError as error:
+            raise Refusal(409, str(error), "not_reloaded") from None
+        return JSONResponse(done)
+
+
+def explained(chosen: Any) -> dict[str, Any]:
+    """A route as JSON."""
+    return {"expert": chosen.expert, "reason": chosen.reason}
+
+
+@asynccontextmanager
+async def opened(supervisor: Supervisor, settings: Settings) -> AsyncIterator[None]:
+    """The engine, started, watched and probed for as long as the block lasts."""
+    await supervisor.open()
+    tasks = [asyncio.create_task(supervisor.watch())]
+    if settings.probe_seconds:
+        tasks.append(asyncio.create_task(supervisor.probe(settings.probe_seconds)))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await supervisor.close()
+
+
+def app(supervisor: Supervisor, settings: Settings, admin_token: str = "") -> Starlette:
+    """The gateway as an ASGI application; the engine starts and ends with its lifespan, where that is on."""
+    gateway = Gateway(supervisor, settings, admin_token)
     routes = [
-        Path_("/v1/chat/completions", chat, methods=["POST"]),
-        Path_("/v1/models", models),
-        Path_("/health", health),
+        Path_(CHAT, gateway.complete, methods=["POST"]),
+        Path_(TEXT, gateway.complete, methods=["POST"]),
+        Path_("/v1/models", gateway.models),
+        Path_("/route", gateway.explain, methods=["GET", "POST"]),
+        Path_("/lora-adapters", gateway.adapters, methods=["GET", "POST"]),
+        Path_("/health", gateway.health),
+        Path_("/ready", gateway.ready),
+        Path_("/metrics", gateway.show_metrics),
+        Path_("/admin/reload", gateway.reload, methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={Refusal: _refused})
+    return Starlette(
+        routes=routes, lifespan=lambda _: opened(supervisor, settings), exception_handlers={Refusal: _refused}
+    )
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    told = {"message": error.message, "type": "invalid_request_error", "param": error.param, "code": error.code}
-    return JSONResponse({"error": told}, error.status)
+    return error.response()
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The request's JSON, checked for what the gateway itself relies on; the engine checks the rest."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > LARGEST_BODY:
-            raise Refusal(413, f"the body is larger than {LARGEST_BODY} bytes", "too_large")
-    try:
-        body = json.loads(data)
-    except ValueError:
-        raise Refusal(400, "the body is not JSON", "invalid_json") from None
-    if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_json")
-    for field in sorted(ENGINE & body.keys()):
-        raise Refusal(400, f"{field}: reaches into the engine; choose an expert by `model`", "engine_field", field)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise Refusal(400, "messages: must be a list of at least one message", "invalid_messages", "messages")
-    return body
-
-
-def choose(engine: Engine, router: Router, body: dict[str, Any]) -> Route:
-    """Who answers this request.
+def listen(settings: Settings) -> socket.socket:
+    """The port, taken before anything is loaded: loading takes long, and would be for nothing.
 
     Raises:
-        Refusal: 404, `model` is neither auto, base nor an expert.
+        UserError: it cannot be had.
     """
-    model, names = body.get("model", "auto"), [expert.name for expert in engine.experts]
-    if model == "auto":
-        return route(router, question(body["messages"]))
-    if model == "base":
-        return Route(None, "asked for by name")
-    if model in names:
-        return Route(model, "asked for by name")
-    known = ", ".join(["auto", "base", *names])
-    raise Refusal(404, f"model: there is no {shown(model)}; known are {known}", "model_not_found", "model")
-
-
-def question(messages: list[dict[str, Any]]) -> str:
-    """The text of the last message of the user."""
-    content = next((m.get("content") for m in reversed(messages) if m.get("role") == "user"), "")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    return " ".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
-
-
-def _headers(chosen: Route, body: dict[str, Any]) -> dict[str, str]:
-    headers = {"x-dmoe-expert": chosen.expert or "base"}
-    ignored = body.keys() - PASSED - {"model", "user"}
-    # The caller's own words go into a header: only what cannot break out of one.
-    unknown = sorted(key for key in ignored if re.fullmatch(r"[\w.-]{1,40}", key, re.ASCII))
-    return headers | ({"x-dmoe-ignored": ", ".join(unknown[:20])} if unknown else {})
-
-
-async def _forward(client: httpx.AsyncClient, sent: dict[str, Any], chosen: Route, headers: dict[str, str]) -> Response:
+    host, port = settings.host, settings.port
     try:
-        response = await client.send(client.build_request("POST", "/v1/chat/completions", json=sent), stream=True)
-        if sent.get("stream") and response.is_success:
-            return StreamingResponse(_marked(response, chosen), media_type="text/event-stream", headers=headers)
-        await response.aread()
-    except httpx.HTTPError as error:
-        raise Refusal(502, f"the engine does not answer ({type(error).__name__})", "engine_down") from None
-    reply = response.json()
-    return JSONResponse(_mark(reply, chosen) if response.is_success else reply, response.status_code, headers)
-
-
-def _mark(reply: dict[str, Any], chosen: Route) -> dict[str, Any]:
-    return {**reply, "model": chosen.expert or "base", "dmoe": {"expert": chosen.expert, "reason": chosen.reason}}
-
-
-async def _marked(response: httpx.Response, chosen: Route) -> AsyncIterator[str]:
-    """The engine's events as they come, the first of them marked. Closed early, it stops the engine's work too."""
-    first = True
-    try:
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                chunk = {**json.loads(line[6:]), "model": chosen.expert or "base"}  # llama.cpp names its file's path
-                line, first = "data: " + json.dumps(_mark(chunk, chosen) if first else chunk), False
-            yield line + "\n"
-    except httpx.HTTPError:
-        yield 'data: {"error": {"message": "the engine does not answer", "code": "engine_down"}}\n\n'
-    finally:
-        await response.aclose()
+        return socket.create_server((host, port), backlog=4096)
+    except OSError as error:
+        raise UserError(f"port {port} on {host} cannot be used: {error.strerror}; choose another with --port") from None
 
 
 def serve(
-    base: Path,
-    experts: Sequence[Installed],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    slots: int = 4,
-    context: int = 2048,
-    threads: int | None = None,
-    log: Path,
-    ready: Callable[[str], None],
+    supervisor: Supervisor, settings: Settings, listener: socket.socket, note: Path, ready: Callable[[str], None]
 ) -> None:
     """Serves until interrupted; `ready` is told the URL once requests are taken.
 
+    Args:
+        note: a file that tells `dmoe install` and others where this server is, and a token for it; removed at the end.
+
     Raises:
-        UserError: the port is taken, or the engine did not start.
+        UserError: the engine did not start.
     """
     import uvicorn
 
-    try:  # before the engine: loading takes long, and would be for nothing
-        listener = socket.create_server((host, port))
-    except OSError as error:
-        raise UserError(f"port {port} on {host} cannot be used: {error.strerror}; choose another with --port") from None
-    with listener, started(base, experts, slots=slots, context=context, threads=threads, log=log) as engine:
-        config = uvicorn.Config(app(engine, make_router(experts)), log_level="warning", access_log=False)
-        server = uvicorn.Server(config)
-        ready(f"http://{host}:{listener.getsockname()[1]}")
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+    token, url = secrets.token_urlsafe(24), f"http://{settings.host}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        app(supervisor, settings, token), log_level="critical", access_log=False, lifespan="off",
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
+
+    async def run() -> None:
+        async with opened(supervisor, settings):
+            _leave_note(note, url, token)
+            ready(url)
+            await uvicorn.Server(config).serve(sockets=[listener])
+
+    try:
+        with listener, suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(run())
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _leave_note(note: Path, url: str, token: str) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.touch(mode=0o600)
+    note.write_text(json.dumps({"url": url, "token": token}), encoding="utf-8")

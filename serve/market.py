@@ -101,5 +101,6 @@ def _ready(path: Path, raw: dict[str, Any], scale: float) -> Installed:
     probes = tuple(Probe(p["question"], p["says"]) for p in raw.get("probe", []))
     return Installed(
         raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, keywords, not_keywords,
-        digest=digest, probes=probes, peft=peft if peft.is_dir() else None, routing=routing if routing.is_file() else None,
+        digest=digest, probes=probes, peft=peft if peft.is_dir() else None,
+        routing=routing if routing.is_file() else None,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Which expert answers: keywords at word boundaries, vetoed by negative keywords, else the base."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serve.market import Installed
@@ -43,9 +43,9 @@ def make_router(experts: Iterable[Installed]) -> Router:
     return Router(wanted, vetoed, max(map(len, [*wanted, *vetoed]), default=0))
 
 
-def route(router: Router, text: str) -> Route:
-    """The expert whose keywords cover most words of `text`; the base on none, on a veto or on a tie."""
-    text_words = words(text)
+def route(router: Router, turns: str | Sequence[str]) -> Route:
+    """The expert whose keywords cover most words of the last turn; the base on none, on a veto or on a tie."""
+    text_words = words(turns if isinstance(turns, str) else turns[-1])
     # A set: a word said twice counts once.
     grams = {text_words[i : i + n] for n in range(1, router.longest + 1) for i in range(len(text_words) - n + 1)}
     vetoes = {name: gram for gram in sorted(grams & router.vetoed.keys()) for name in router.vetoed[gram]}

@@ -1,8 +1,15 @@
 """The gateway over a real engine: who answers, why, and what never gets through."""
 
 import json
+import os
+import random
+import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,10 +17,13 @@ from starlette.testclient import TestClient
 from factory.errors import UserError
 from factory.paths import Home
 from factory.store import sha256
+from serve.clients import Defaults, hashed
 from serve.engine import ask, started
-from serve.gateway import app, serve
-from serve.market import Installed, installed
+from serve.gateway import app, listen
+from serve.market import Installed, Probe, installed
 from serve.router import make_router, route
+from serve.settings import DEFAULTS
+from serve.start import supervisor_for
 
 ASKED = {"max_tokens": 12, "temperature": 0, "seed": 1}
 
@@ -26,19 +36,34 @@ def messages(question):
     return [{"role": "user", "content": question}]
 
 
+def serving(base, find, log, **changed):
+    """A supervisor over an engine of its own, and its settings."""
+    settings = DEFAULTS.model_copy(update={"threads": 1, "slots": 4, "context": 1024, "probe_seconds": None, **changed})
+    return supervisor_for(settings, base, find, log / "llama.log", log / "scaled"), settings
+
+
+def client_for(supervisor, settings, **told):
+    return TestClient(app(supervisor, settings, **told), base_url="http://127.0.0.1")
+
+
 @pytest.fixture(scope="module")
-def engine(tiny_gguf, tiny_ggufs, tmp_path_factory):
-    experts = [
-        expert("red", ["rose", "fire engine"], ["rose tinted"], tiny_ggufs[0]),
-        expert("blue", ["sky"], [], tiny_ggufs[1]),
+def experts(tiny_ggufs):
+    return [
+        replace(expert("red", ["rose", "fire engine"], ["rose tinted"], tiny_ggufs[0]), digest="d" * 64),
+        replace(expert("blue", ["sky"], [], tiny_ggufs[1]), digest="e" * 64),
     ]
-    with started(tiny_gguf, experts, threads=1, log=tmp_path_factory.mktemp("log") / "llama.log") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
-def client(engine):
-    with TestClient(app(engine, make_router(engine.experts))) as found:
+def alone(tiny_gguf, experts, tmp_path_factory):
+    """question, expert's name or None -> what a server says that answers nothing else."""
+    with started(tiny_gguf, experts, slots=1, threads=1, log=tmp_path_factory.mktemp("log") / "llama.log") as loaded:
+        yield lambda question, name=None: content(ask(loaded, messages(question), name, **ASKED))
+
+
+@pytest.fixture(scope="module")
+def client(tiny_gguf, experts, tmp_path_factory):
+    with client_for(*serving(tiny_gguf, lambda: experts, tmp_path_factory.mktemp("log"))) as found:
         yield found
 
 
@@ -84,20 +109,101 @@ def test_keywords_choose_at_word_boundaries_and_say_why(text, chosen, reason):
 # -- the engine and the gateway -------------------------------------------------------------------
 
 
-def test_each_model_answers_as_its_own_adapter_alone(client, engine):
-    own = {name: content(ask(engine, messages("hello"), name, **ASKED)) for name in ("red", "blue", None)}
+def test_each_model_answers_as_its_own_adapter_alone(client, alone):
+    own = {name: alone("hello", name) for name in ("red", "blue", None)}
     assert len(set(own.values())) == 3
-    for name, text in own.items():
+    for name in ("red", "blue", None, "red", "red", None):
         reply = post(client, name or "base")
         assert reply.headers["x-dmoe-expert"] == (name or "base")
-        assert reply.json()["dmoe"] == {"expert": name, "reason": "asked for by name"}
-        assert content(reply.json()) == text
+        told = reply.json()["dmoe"]
+        assert (told["expert"], told["reason"]) == (name, "asked for by name")
+        assert (told["adapter"] or "")[:1] == {"red": "d", "blue": "e"}.get(name, "")
+        assert content(reply.json()) == own[name]
+
+
+def test_whoever_asks_at_once_each_is_answered_by_their_own_adapter(client, alone):
+    questions = [(name, f"tell me {i % 3}") for i in range(12) for name in ("red", "blue", None)]
+    random.Random(1).shuffle(questions)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda q: content(post(client, q[0] or "base", q[1]).json()), questions))
+    assert replies == [alone(question, name) for name, question in questions]
+
+
+def test_a_second_question_reuses_the_prompt_of_the_same_client_and_expert_alone(client):
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+    def reused(name, key, **headers):
+        body = {"model": name, "messages": messages(long), **ASKED}
+        told = {"Authorization": f"Bearer {key}", **headers}
+        return client.post("/v1/chat/completions", json=body, headers=told).json()["timings"]["cache_n"]
+
+    assert reused("red", "one") == 0 and reused("red", "one") > 10
+    assert reused("blue", "one") == 0 and reused("red", "two") == 0
+    assert reused("red", "one") > 10 and reused("red", "one", **{"Cache-Control": "no-store"}) == 0
+
+
+def test_a_text_is_completed_by_the_expert_that_is_named(client):
+    body = {"model": "red", "prompt": "once upon", "max_tokens": 4, "temperature": 0}
+    reply = client.post("/v1/completions", json=body).json()
+    assert reply["model"] == "red" and reply["dmoe"]["expert"] == "red" and reply["choices"][0]["text"]
+    assert client.post("/v1/completions", json={**body, "model": "base"}).json()["choices"] != reply["choices"]
+    assert client.post("/v1/completions", json={**body, "prompt": ["a", "b"]}).status_code == 400
+
+
+# -- a client's own choice of adapters, by llama.cpp's contract --------------------------------------
+
+
+def test_a_posted_choice_is_the_clients_own_and_only_where_no_model_is_named(client, alone):
+    mine, other = {"Authorization": "Bearer mine"}, {"Authorization": "Bearer other"}
+    shown = client.get("/lora-adapters", headers=mine).json()
+    assert [(a["id"], a["scale"]) for a in shown] == [(0, 0.0), (1, 0.0)] and "red" in shown[0]["path"]
+    assert client.post("/lora-adapters", json=[{"id": 1, "scale": 1.0}], headers=mine).json() == {"success": True}
+    assert [a["scale"] for a in client.get("/lora-adapters", headers=mine).json()] == [0.0, 1.0]
+    assert [a["scale"] for a in client.get("/lora-adapters", headers=other).json()] == [0.0, 0.0]
+
+    def said(headers, **model):
+        body = {"messages": messages("which rose?"), **ASKED, **model}
+        return content(client.post("/v1/chat/completions", json=body, headers=headers).json())
+
+    assert said(mine) == alone("which rose?", "blue")
+    assert said(mine, model="red") == said(other) == alone("which rose?", "red")
+    client.post("/lora-adapters", json=[], headers=mine)
+    assert said(mine) == alone("which rose?")
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [1], [{"id": 0}], [{"id": 7, "scale": 1}], [{"id": -1, "scale": 1}], [{"id": 0, "scale": "1"}],
+             [{"id": True, "scale": 1}], [{"id": 0, "scale": 1e9}]]
+)  # fmt: skip
+def test_a_wrong_choice_of_adapters_is_400_and_changes_nothing(client, body):
+    before = client.get("/lora-adapters").json()
+    assert client.post("/lora-adapters", json=body).status_code == 400
+    assert client.post("/lora-adapters", content=b'[{"id": 0, "scale": NaN}]').status_code == 400
+    assert client.get("/lora-adapters").json() == before
+
+
+def test_a_choice_is_forgotten_when_its_client_is_idle_and_the_oldest_when_there_are_too_many(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("serve.clients.time.monotonic", lambda: now[0])
+    defaults = Defaults(10.0)
+    defaults.set("a", {"x": 1.0})
+    now[0] = 9.0
+    assert defaults.get("a") == {"x": 1.0}
+    now[0] = 18.0
+    assert defaults.get("a") == {"x": 1.0}
+    now[0] = 29.0
+    assert defaults.get("a") is None
+    monkeypatch.setattr("serve.clients.MOST_DEFAULTS", 3)
+    for name in "bcde":
+        defaults.set(name, {})
+    assert [defaults.get(name) for name in "bcde"] == [None, {}, {}, {}]
 
 
 def test_auto_is_routed_by_the_last_question(client):
     reply = post(client, "auto", "which rose?").json()
-    assert reply["model"] == "red" and reply["dmoe"] == {"expert": "red", "reason": "keywords: rose"}
-    assert post(client, "auto", "which tulip?").json()["dmoe"] == {"expert": None, "reason": "no keyword"}
+    assert reply["model"] == "red" and reply["dmoe"]["reason"] == "keywords: rose"
+    nobody = post(client, "auto", "which tulip?").json()["dmoe"]
+    assert nobody == {"expert": None, "reason": "no keyword", "adapter": None}
     talk = [*messages("which rose?"), {"role": "assistant", "content": "sky"}, *messages("and now?")]
     body = {"model": "auto", "messages": talk, **ASKED}
     assert client.post("/v1/chat/completions", json=body).json()["dmoe"]["expert"] is None
@@ -124,7 +230,7 @@ def test_an_unknown_model_is_404_in_openais_shape(client):
     assert error["code"] == "model_not_found" and "auto, base, red, blue" in error["message"]
 
 
-@pytest.mark.parametrize("field", ["lora", "id_slot", "cache_prompt", "chat_template_kwargs", "n_predict"])
+@pytest.mark.parametrize("field", ["lora", "id_slot", "cache_prompt", "chat_template_kwargs", "cache_salt"])
 def test_a_field_that_reaches_into_the_engine_is_400(client, field):
     reply = post(client, "base", **{field: []})
     assert reply.status_code == 400 and reply.json()["error"]["param"] == field
@@ -152,24 +258,169 @@ def test_what_the_engine_refuses_keeps_its_status(client):
     assert reply.status_code == 400 and "context" in reply.json()["error"]["message"]
 
 
-def test_models_and_health_are_told(client):
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["auto", "base", "red", "blue"]
-    assert client.get("/health").json() == {"status": "ok"}
+def test_models_are_told_with_their_parent(client):
+    models = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["auto", "base", "red", "blue"]
+    assert models[2]["parent"] == "base" and models[2]["dmoe"]["adapter"] == "d" * 64
 
 
-def test_an_engine_that_is_gone_is_502_and_unhealthy(tiny_gguf, tmp_path):
-    with started(tiny_gguf, [], threads=1, log=tmp_path / "llama.log") as engine:
-        pass
-    with TestClient(app(engine, make_router([]))) as client:
-        assert post(client, "base").status_code == 502
-        assert client.get("/health").status_code == 503
+def test_the_route_of_a_question_is_explained_without_asking_it(client):
+    assert client.get("/route", params={"q": "which rose?"}).json()["expert"] == "red"
+    assert client.post("/route", json={"messages": messages("the sky")}).json()["reason"] == "keywords: sky"
+    assert client.get("/route").status_code == 400 and client.post("/route", json=[]).status_code == 400
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path):
+def test_metrics_count_by_expert_and_hold_no_text(client):
+    post(client, "red", "a question with aardvark in it")
+    text = client.get("/metrics").text
+    assert 'dmoe_requests_total{expert="red",status="200"}' in text and "dmoe_engine_up 1.0" in text
+    assert 'dmoe_tokens_total{expert="red",kind="said"}' in text and "aardvark" not in text
+
+
+def test_pages_of_other_sites_and_names_that_are_not_loopback_are_refused(client):
+    assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert client.get("/v1/models", headers={"Host": "rebound.example"}).status_code == 403
+    assert client.get("/v1/models", headers={"Origin": "http://127.0.0.1"}).status_code == 200
+
+
+def test_what_is_for_operators_takes_the_admin_key(client):
+    assert client.post("/admin/reload", json={}).status_code == 403
+
+
+def test_with_keys_each_client_needs_its_own_and_metrics_the_admins(tiny_gguf, tmp_path):
+    keys = {"keys": {"ann": hashed("secret")}, "admin": hashed("boss")}
+    with client_for(*serving(tiny_gguf, list, tmp_path, **keys)) as client:
+        codes = {}
+        for key in ("", "wrong", "secret", "boss"):
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            codes[key] = [client.get(path, headers=headers).status_code for path in ("/v1/models", "/metrics")]
+        assert codes == {"": [401, 401], "wrong": [401, 401], "secret": [200, 403], "boss": [200, 200]}
+        assert client.get("/health").json() == {"status": "ok"} and client.get("/ready").json()["experts"] == 0
+
+
+# -- an engine that dies, and experts that come while it runs -------------------------------------------
+
+
+def until(client, path, status, seconds=60):
+    end = time.monotonic() + seconds
+    while (found := client.get(path)).status_code != status:
+        assert time.monotonic() < end, found.text
+        time.sleep(0.05)
+    return found
+
+
+def kill_engine(supervisor):
+    """As the kernel would: without a word. Its pid is that of the only child that runs llama.cpp."""
+    port = str(supervisor.serving.engine.session._base_url.port)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"factory.llama" in (process / "cmdline").read_bytes() and port in listening(process):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("no engine found")
+
+
+def listening(process):
+    """The ports on which a process listens."""
+    inodes = {os.readlink(fd)[8:-1] for fd in (process / "fd").iterdir() if os.readlink(fd).startswith("socket:[")}
+    rows = [line.split() for line in (process / "net/tcp").read_text().splitlines()[1:]]
+    return {str(int(row[1].split(":")[1], 16)) for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def test_a_killed_engine_is_503_with_retry_after_and_comes_back_by_itself(tiny_gguf, experts, tmp_path, alone):
+    supervisor, settings = serving(tiny_gguf, lambda: experts, tmp_path)
+    with client_for(supervisor, settings) as client:
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(post, client, "red", max_tokens=600, ignore_eos=True) for _ in range(6)]
+            time.sleep(0.3)
+            kill_engine(supervisor)
+            replies = [one.result(timeout=60) for one in asked]
+        failed = [reply for reply in replies if reply.status_code != 200]
+        assert {reply.status_code for reply in failed} == {503} and failed[0].headers["retry-after"] == "2"
+        until(client, "/ready", 200)
+        assert content(post(client, "red").json()) == alone("hello", "red")
+        assert supervisor.restarts == 1
+
+
+def test_a_stream_that_loses_its_engine_ends_with_an_error(tiny_gguf, experts, tmp_path):
+    supervisor, settings = serving(tiny_gguf, lambda: experts, tmp_path)
+    body = {"model": "red", "messages": messages("hello"), "max_tokens": 900, "stream": True, "logit_bias": {}}
+    with client_for(supervisor, settings) as client:
+        with ThreadPoolExecutor(1) as pool:
+            stream = pool.submit(client.post, "/v1/chat/completions", json=body)
+            while not supervisor.serving.engine.turns.running:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            kill_engine(supervisor)
+            reply = stream.result(timeout=60)
+        if reply.status_code == 200 and "[DONE]" not in reply.text:
+            assert json.loads(reply.text.strip().splitlines()[-1][6:])["error"]["code"] == "engine_down"
+        until(client, "/ready", 200)
+
+
+def test_a_newcomer_is_served_by_a_second_engine_and_no_request_fails_meanwhile(tiny_gguf, experts, tmp_path, alone):
+    there = [experts[0]]
+    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    with client_for(supervisor, settings, admin_token="t") as client:
+        admin = {"Authorization": "Bearer t"}
+        assert post(client, "blue").status_code == 404
+        there.append(experts[1])
+        with ThreadPoolExecutor(5) as pool:
+            change = pool.submit(client.post, "/admin/reload", json={}, headers=admin)
+            replies = []
+            while not change.done():
+                replies += list(pool.map(lambda _: post(client, "red"), range(4)))
+        done = change.result().json()
+        assert done["engine"] == "second" and done["changed"] == ["blue"]
+        assert replies and {content(reply.json()) for reply in replies} == {alone("hello", "red")}
+        assert content(post(client, "blue").json()) == alone("hello", "blue")
+        there[:] = [replace(experts[0], name="crimson"), experts[1]]  # a new name for what is loaded: no engine needed
+        assert client.post("/admin/reload", json={}, headers=admin).json()["engine"] == "same"
+        assert post(client, "red").status_code == 404
+        assert content(post(client, "crimson").json()) == alone("hello", "red")
+
+
+def test_a_newcomer_that_does_not_show_is_refused_and_nothing_changes(tiny_gguf, experts, tmp_path):
+    there = [experts[0]]
+    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    with client_for(supervisor, settings, admin_token="t") as client:
+        there.append(replace(experts[1], probes=(Probe("hello", "words that it never says"),)))
+        refused = client.post("/admin/reload", json={}, headers={"Authorization": "Bearer t"})
+        assert refused.status_code == 409 and "blue: its adapter does not show" in refused.json()["error"]["message"]
+        assert post(client, "red").status_code == 200 and post(client, "blue").status_code == 404
+
+
+def test_without_memory_for_a_second_engine_its_cost_is_told_and_a_restart_queues(tiny_gguf, experts, tmp_path):
+    there = [experts[0]]
+    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    supervisor.free = lambda: 1000
+    with client_for(supervisor, settings, admin_token="t") as client:
+        there.append(experts[1])
+        admin = {"Authorization": "Bearer t"}
+        told = client.post("/admin/reload", json={}, headers=admin)
+        assert told.status_code == 409 and "--restart" in told.json()["error"]["message"]
+        with ThreadPoolExecutor(5) as pool:
+            change = pool.submit(client.post, "/admin/reload", json={"restart": True}, headers=admin)
+            codes = []
+            while not change.done():
+                codes += [reply.status_code for reply in pool.map(lambda _: post(client, "red"), range(4))]
+        assert change.result().json()["engine"] == "restarted" and set(codes) == {200}
+        assert post(client, "blue").status_code == 200
+
+
+def test_more_requests_than_may_wait_are_429_with_retry_after(tiny_gguf, tmp_path):
+    with client_for(*serving(tiny_gguf, list, tmp_path, slots=1, queue=2)) as client, ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda i: post(client, "base", f"{i}", max_tokens=60), range(12)))
+    codes = [reply.status_code for reply in replies]
+    assert set(codes) == {200, 429} and codes.count(200) >= 3
+    assert next(r for r in replies if r.status_code == 429).headers["retry-after"] == "2"
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^port {port} on 127.0.0.1 cannot be used: .*choose another"):
-            serve(tmp_path / "none.gguf", [], port=port, log=tmp_path / "llama.log", ready=str)
+            listen(DEFAULTS.model_copy(update={"port": port}))
 
 
 # -- manifests ------------------------------------------------------------------------------------
