@@ -326,26 +326,64 @@ def _answer(home: "Home", profile: "Profile", questions: list[tuple[str, str]], 
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
+    config: Annotated[
+        Path | None, typer.Option(help="A serve.yaml; the checkout's own, or defaults, without it.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, whatever the file says.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on, whatever the file says.")] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Only print the llama-server that would do the same.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check it all and print the memory plan.")] = False,
 ) -> None:
-    """Serve all experts on one base by OpenAI's API, routed by keyword."""
+    """Serve all experts on one base by OpenAI's API: routed, or by name; swapped per request."""
+    from factory.table import print_pairs
     from serve.gateway import listen, serve
     from serve.market import installed
-    from serve.settings import DEFAULTS
-    from serve.start import supervisor_for
+    from serve.settings import settings_for
+    from serve.start import command, memory_plan, supervisor_for
 
     home, _, profile = _checkout()
+    settings = settings_for(config or home.root / "serve.yaml", host, port, required=config is not None)
+    experts = installed(home)  # a mistake in them is told before the port is taken
+    base = Path(settings.base) if settings.base else _base_gguf(home, profile)
+    if print_command:
+        return typer.echo(command(settings, base, experts))
+    if dry_run:
+        return print_pairs(memory_plan(settings, base, experts))
 
     def ready(url: str) -> None:
         typer.echo(f"ready: {url}/v1 (model: auto, base, or an expert's name); Ctrl-C ends it")
 
-    settings = DEFAULTS.model_copy(update={"host": host, "port": port})
-    installed(home)  # a mistake in them is told before the port is taken
     log, scaled = home.work / "logs" / "serve.log", home.work / "scaled"
     listener = listen(settings)
-    supervisor = supervisor_for(settings, _base_gguf(home, profile), lambda: installed(home), log, scaled)
+    supervisor = supervisor_for(settings, base, lambda: installed(home), log, scaled)
     serve(supervisor, settings, listener, home.work / "server.json", ready)
+
+
+@app.command()
+def doctor(
+    url: Annotated[str, typer.Argument(help="Where a gateway answers.")] = "http://127.0.0.1:8080",
+    key: Annotated[str, typer.Option(envvar="DMOE_KEY", help="A key of the server; better in DMOE_KEY.")] = "",
+) -> None:
+    """Prove that a server's experts are applied and never mixed up: alone, in turn, over several turns, all at once."""
+    from serve.doctor import doctor
+
+    findings = []
+    for finding in doctor(url, key):
+        findings.append(finding)
+        typer.echo(f"{'ok ' if finding.good else 'NO '} {finding.what:<20} {finding.found}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(help="Whose key it will be.")]) -> None:
+    """Make an API key: shown once, for its client; the line below it is for serve.yaml, and tells nobody the key."""
+    from serve.clients import hashed, new_key
+
+    made = new_key()
+    typer.echo(f"{made}\n\nin serve.yaml, under keys (or as admin):\n  {name}: {hashed(made)}")
 
 
 @app.command()

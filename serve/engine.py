@@ -63,7 +63,13 @@ class _Http:
     session: "aiohttp.ClientSession"
 
     async def send(self, path: str, body: dict[str, Any]) -> "aiohttp.ClientResponse":
-        return await self.session.post(path, json=body)
+        import aiohttp
+
+        try:
+            return await self.session.post(path, json=body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # It may have closed a kept connection at the moment when we took it: a dead engine refuses a new one.
+            return await self.session.post(path, json=body)
 
     async def alive(self) -> bool:
         import aiohttp

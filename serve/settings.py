@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -12,7 +12,7 @@ from factory.store import read_yaml
 from factory.template import Strict, Text, problem_of
 from serve.market import RESERVED, Installed
 
-Sha256 = str
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Override(Strict):
@@ -39,8 +39,8 @@ class Settings(Strict):
     body_bytes: int = Field(ge=1024)
     default_seconds: float = Field(gt=0, description="An adapter chosen by POST /lora-adapters is forgotten after.")
     probe_seconds: float | None = Field(gt=0, description="How often each expert is probed; null: never.")
-    keys: dict[Text, str] = Field(description="Client's name -> SHA-256 of its key; {}: no keys, loopback only.")
-    admin: str | None = Field(description="SHA-256 of the key for install, promote and metrics.")
+    keys: dict[Text, Sha256] = Field(description="Client's name -> SHA-256 of its key; {}: no keys, loopback only.")
+    admin: Sha256 | None = Field(description="SHA-256 of the key for install, promote and metrics.")
     log_text: bool = Field(description="Whether questions and replies are logged.")
     routes: dict[Text, Override]
 
@@ -68,7 +68,19 @@ def read_settings(path: Path) -> Settings:
         raise UserError(
             f"{file}: url: must name the {settings.engine} that is to be used, such as http://127.0.0.1:8081"
         )
-    refuse_open(settings, file)
+    return settings
+
+
+def settings_for(path: Path, host: str | None, port: int | None, required: bool) -> Settings:
+    """The settings of a file, or the defaults where it is not there and need not be; host and port may be given.
+
+    Raises:
+        UserError: see read_settings.
+    """
+    settings = read_settings(path) if required or path.exists() else DEFAULTS
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update=given)
+    refuse_open(settings, relative(path))
     return settings
 
 

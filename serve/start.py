@@ -1,11 +1,12 @@
 """From settings to a supervisor: which engine is started, how, and what memory a second one takes."""
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from serve.engine import Engine, llama_server, own, vllm
+from serve.engine import Engine, llama_command, llama_server, own, vllm
 from serve.market import Installed
 from serve.router import make_router
 from serve.settings import Settings, overridden
@@ -44,9 +45,26 @@ def supervisor_for(
     return Supervisor(start, experts, make_router, need, available)
 
 
+def command(settings: Settings, base: Path, experts: list[Installed]) -> str:
+    """The llama-server that does what an engine of our own would, as a line for a shell."""
+    words = llama_command(
+        base.resolve(), experts, slots=settings.slots, context=settings.context, threads=settings.threads
+    )
+    return shlex.join(words)
+
+
 def memory(settings: Settings, base: Path, experts: list[Installed]) -> int:
     """About what one engine of our own takes, bytes."""
     return base.stat().st_size + sum(expert.adapter.stat().st_size for expert in experts)
+
+
+def memory_plan(settings: Settings, base: Path, experts: list[Installed]) -> list[tuple[str, str]]:
+    """What an engine of our own takes, and what is free, as lines to print."""
+    adapters = sum(expert.adapter.stat().st_size for expert in experts)
+    parts = {"base": base.stat().st_size, f"{len(experts)} adapters": adapters}
+    total = memory(settings, base, experts)
+    lines = {**parts, "together": total, "free now": available(), "while replaced by a second": 2 * total}
+    return [(name, f"{size / 1e6:,.0f} MB") for name, size in lines.items()]
 
 
 def available() -> int:

@@ -10,6 +10,7 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
+import lora_shapes as shapes
 import numpy as np
 import pytest
 
@@ -19,9 +20,6 @@ from factory.paths import Profile
 from train import export as module
 from train.export import CARRIED, NOT_CARRIED, PLAIN_STARTS, export_adapter, refuse_adapter, template_hash
 from train.tensors import read, stored
-
-sys.path.insert(0, str(Path(__file__).parent))
-import lora_shapes as shapes
 
 PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "init_lora_weights": True}
 DIGESTS = json.loads(shapes.DIGESTS.read_text())["digests"]

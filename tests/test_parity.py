@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import lora_shapes as shapes
 import numpy as np
 import pytest
 
@@ -32,9 +31,6 @@ from train.parity import (
     measured,
     parity,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-import lora_shapes as shapes
 
 
 def row(seed, text="Take the blue one."):

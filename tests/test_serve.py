@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from serving import expert, red_and_blue, supervised
 from starlette.testclient import TestClient
 
 from factory.errors import UserError
@@ -20,26 +21,15 @@ from factory.store import sha256
 from serve.clients import Defaults, hashed
 from serve.engine import ask, started
 from serve.gateway import app, listen
-from serve.market import Installed, Probe, installed
+from serve.market import Probe, installed
 from serve.router import make_router, route
 from serve.settings import DEFAULTS
-from serve.start import supervisor_for
 
 ASKED = {"max_tokens": 12, "temperature": 0, "seed": 1}
 
 
-def expert(name, keywords, not_keywords=(), adapter=None):
-    return Installed(name, f"{name}_expert", "tiny", adapter, 1.0, list(keywords), list(not_keywords))
-
-
 def messages(question):
     return [{"role": "user", "content": question}]
-
-
-def serving(base, find, log, **changed):
-    """A supervisor over an engine of its own, and its settings."""
-    settings = DEFAULTS.model_copy(update={"threads": 1, "slots": 4, "context": 1024, "probe_seconds": None, **changed})
-    return supervisor_for(settings, base, find, log / "llama.log", log / "scaled"), settings
 
 
 def client_for(supervisor, settings, **told):
@@ -48,10 +38,7 @@ def client_for(supervisor, settings, **told):
 
 @pytest.fixture(scope="module")
 def experts(tiny_ggufs):
-    return [
-        replace(expert("red", ["rose", "fire engine"], ["rose tinted"], tiny_ggufs[0]), digest="d" * 64),
-        replace(expert("blue", ["sky"], [], tiny_ggufs[1]), digest="e" * 64),
-    ]
+    return red_and_blue(tiny_ggufs)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def alone(tiny_gguf, experts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(tiny_gguf, experts, tmp_path_factory):
-    with client_for(*serving(tiny_gguf, lambda: experts, tmp_path_factory.mktemp("log"))) as found:
+    with client_for(*supervised(tiny_gguf, lambda: experts, tmp_path_factory.mktemp("log"))) as found:
         yield found
 
 
@@ -289,7 +276,7 @@ def test_what_is_for_operators_takes_the_admin_key(client):
 
 def test_with_keys_each_client_needs_its_own_and_metrics_the_admins(tiny_gguf, tmp_path):
     keys = {"keys": {"ann": hashed("secret")}, "admin": hashed("boss")}
-    with client_for(*serving(tiny_gguf, list, tmp_path, **keys)) as client:
+    with client_for(*supervised(tiny_gguf, list, tmp_path, **keys)) as client:
         codes = {}
         for key in ("", "wrong", "secret", "boss"):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -328,7 +315,7 @@ def listening(process):
 
 
 def test_a_killed_engine_is_503_with_retry_after_and_comes_back_by_itself(tiny_gguf, experts, tmp_path, alone):
-    supervisor, settings = serving(tiny_gguf, lambda: experts, tmp_path)
+    supervisor, settings = supervised(tiny_gguf, lambda: experts, tmp_path)
     with client_for(supervisor, settings) as client:
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(post, client, "red", max_tokens=600, ignore_eos=True) for _ in range(6)]
@@ -343,7 +330,7 @@ def test_a_killed_engine_is_503_with_retry_after_and_comes_back_by_itself(tiny_g
 
 
 def test_a_stream_that_loses_its_engine_ends_with_an_error(tiny_gguf, experts, tmp_path):
-    supervisor, settings = serving(tiny_gguf, lambda: experts, tmp_path)
+    supervisor, settings = supervised(tiny_gguf, lambda: experts, tmp_path)
     body = {"model": "red", "messages": messages("hello"), "max_tokens": 900, "stream": True, "logit_bias": {}}
     with client_for(supervisor, settings) as client:
         with ThreadPoolExecutor(1) as pool:
@@ -360,7 +347,7 @@ def test_a_stream_that_loses_its_engine_ends_with_an_error(tiny_gguf, experts, t
 
 def test_a_newcomer_is_served_by_a_second_engine_and_no_request_fails_meanwhile(tiny_gguf, experts, tmp_path, alone):
     there = [experts[0]]
-    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    supervisor, settings = supervised(tiny_gguf, lambda: list(there), tmp_path)
     with client_for(supervisor, settings, admin_token="t") as client:
         admin = {"Authorization": "Bearer t"}
         assert post(client, "blue").status_code == 404
@@ -382,7 +369,7 @@ def test_a_newcomer_is_served_by_a_second_engine_and_no_request_fails_meanwhile(
 
 def test_a_newcomer_that_does_not_show_is_refused_and_nothing_changes(tiny_gguf, experts, tmp_path):
     there = [experts[0]]
-    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    supervisor, settings = supervised(tiny_gguf, lambda: list(there), tmp_path)
     with client_for(supervisor, settings, admin_token="t") as client:
         there.append(replace(experts[1], probes=(Probe("hello", "words that it never says"),)))
         refused = client.post("/admin/reload", json={}, headers={"Authorization": "Bearer t"})
@@ -392,7 +379,7 @@ def test_a_newcomer_that_does_not_show_is_refused_and_nothing_changes(tiny_gguf,
 
 def test_without_memory_for_a_second_engine_its_cost_is_told_and_a_restart_queues(tiny_gguf, experts, tmp_path):
     there = [experts[0]]
-    supervisor, settings = serving(tiny_gguf, lambda: list(there), tmp_path)
+    supervisor, settings = supervised(tiny_gguf, lambda: list(there), tmp_path)
     supervisor.free = lambda: 1000
     with client_for(supervisor, settings, admin_token="t") as client:
         there.append(experts[1])
@@ -409,7 +396,7 @@ def test_without_memory_for_a_second_engine_its_cost_is_told_and_a_restart_queue
 
 
 def test_more_requests_than_may_wait_are_429_with_retry_after(tiny_gguf, tmp_path):
-    with client_for(*serving(tiny_gguf, list, tmp_path, slots=1, queue=2)) as client, ThreadPoolExecutor(12) as pool:
+    with client_for(*supervised(tiny_gguf, list, tmp_path, slots=1, queue=2)) as client, ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda i: post(client, "base", f"{i}", max_tokens=60), range(12)))
     codes = [reply.status_code for reply in replies]
     assert set(codes) == {200, 429} and codes.count(200) >= 3
