@@ -142,9 +142,17 @@ def _by_default(serving: Serving, default: Mapping[str, float]) -> tuple[Install
 def _turns(body: dict[str, Any]) -> list[str]:
     """The user's messages, oldest first."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise Refusal(400, "messages: must be a list of at least one message", "invalid_messages", "messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        text = "messages: must be a list of at least one message, each with a role and a content"
+        raise Refusal(400, text, "invalid_messages", "messages")
     return [_text(message.get("content")) for message in messages if message.get("role") == "user"] or [""]
+
+
+def _is_message(message: Any) -> bool:
+    """As far as OpenAI's kinds go: the engine would answer the rest with 500."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    return isinstance(message.get("content"), str | list | None)
 
 
 def _text(content: Any) -> str:
