@@ -256,7 +256,7 @@ def package(expert: Expert) -> None:
     from factory.package import package
 
     home, _, profile = _checkout(expert)
-    typer.echo(f"{expert}: packed as {package(home, expert, profile)['lora_id']}")
+    typer.echo(f"{expert}: packed as {package(home, expert, profile, _base_gguf(home, profile))['lora_id']}")
 
 
 def _base_gguf(home: "Home", profile: "Profile") -> Path:
