@@ -77,13 +77,13 @@ class _Reader:
         return list(struct.unpack(f"<{len(data) // width}{NUMBERS[item]}", data))
 
 
-def read_gguf(path: Path, most: int = LARGEST_HEADER) -> Gguf:
-    """The header of a little-endian GGUF file of version 2 or 3; `most` bytes of it are read.
+def read_gguf(path: Path, most: int = LARGEST_HEADER, where: str = "") -> Gguf:
+    """The header of a little-endian GGUF file of version 2 or 3; `most` bytes of it are read. Errors call it `where`.
 
     Raises:
         UserError: it cannot be read, is no GGUF file, is cut off, or names anything twice.
     """
-    where = relative(path)
+    where = where or relative(path)
     try:
         with path.open("rb") as stream:
             size = path.stat().st_size
@@ -130,7 +130,7 @@ class Base:
     architecture: str
     tokenizer: str
     chat_template: str
-    weights: str  # of the header and of blocks from all over the file: other weights are another hash
+    weights: str  # of all tensors' infos and of blocks from all over the file
     shapes: dict[str, tuple[int, ...]]
 
     def facts(self) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _hash(value: object) -> str:
 
 def _sampled(found: Gguf) -> str:
     """A hash of a file of any size in a blink; not meant to stand against somebody who picks the blocks."""
-    digest = hashlib.sha256(str(found.size).encode())
+    digest = hashlib.sha256(repr(sorted(map(repr, found.tensors))).encode())
     with found.path.open("rb") as stream:
         for i in range(SAMPLES):
             stream.seek(found.data + (found.size - found.data) * i // SAMPLES)

@@ -99,7 +99,7 @@ def check_gguf(path: Path, base: Base, rank: int, alpha: float, where: str) -> G
     Raises:
         UserError: the first thing that is wrong.
     """
-    found = read_gguf(path, LARGEST_HEADER)
+    found = read_gguf(path, LARGEST_HEADER, where)
     _check_metadata(found.metadata, base, alpha, where)
     _check_layout(found, where)
     tensors = {tensor.name: tensor for tensor in found.tensors}

@@ -4,6 +4,7 @@ A package that is refused leaves nothing behind. A kill at any time leaves what 
 it lies in incoming/, which the next install empties.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from pathlib import Path
 
 from factory.errors import UserError, shown
 from factory.gguf_file import Base
-from factory.store import read_json
+from factory.paths import Home
+from factory.seeds import read_seeds
+from factory.store import read_json, read_text
 from factory.template import NAME
 from serve.fetch import fetched
 from serve.market import RESERVED, Installed, State, locked, market_experts, read_manifest, read_state, write_state
 from serve.package_check import Package, opened
-from serve.package_files import PUBLISHER
 from serve.router import Router, make_router, route
-from serve.signing import Signer, fingerprint, signer
+from serve.signing import Signer, publisher, signer
 
 MOST_TAKEN = 0.01  # of others' traffic; a newcomer that takes more is reached by name alone
 
@@ -134,12 +136,6 @@ def _refuse_successor(expert: Path, package: Package, signed: Signer, source: st
         raise UserError(f"{expert.name}: was signed by key {key[:12]}, and this is of {who}{cure}")
 
 
-def publisher(package: Path) -> str | None:
-    """The key of an installed package, whose signature was checked when it was installed."""
-    path = package / PUBLISHER
-    return fingerprint(path) if path.exists() else None
-
-
 # -- what traffic a newcomer would take ---------------------------------------------------------------
 
 
@@ -157,7 +153,19 @@ def share(before: Router, after: Router, name: str, questions: Sequence[str]) ->
     return gone / len(questions)
 
 
-def questions_of(expert: Installed) -> list[str]:
-    """What an installed expert is asked, as far as its package says: examples of its template, and its probes."""
-    template = read_json(expert.adapter.parent / "template.json")
-    return [*template["route"]["examples"], *(probe.question for probe in expert.probes)]
+def asked_of_others(home: Home, folder: Path) -> dict[str, list[str]]:
+    """Whose questions -> the questions: everyday ones, the seeds of the checkout's experts, and what packages tell."""
+    asked = {"everyday questions": [seed.instruction for seed in read_seeds(home.general, None)]}
+    for expert in in_checkout(home):
+        lines = read_text(home.seeds(expert.name)).splitlines() if home.seeds(expert.name).exists() else []
+        asked[expert.name] = [json.loads(line)["instruction"] for line in lines if line.strip()]
+    for expert in market_experts(folder):
+        template = read_json(expert.adapter.parent / "template.json")
+        asked[expert.name] = [*template["route"]["examples"], *(probe.question for probe in expert.probes)]
+    return asked
+
+
+def in_checkout(home: Home) -> list[Installed]:
+    """The checkout's own experts, as far as they are built."""
+    built = [path.parent for path in sorted(home.root.glob("experts/*/adapter.gguf"))]
+    return [read_manifest(folder / "manifest.json") for folder in built if (folder / "manifest.json").exists()]

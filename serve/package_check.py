@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from factory.errors import UserError, relative, shown
 from factory.gguf_file import Base
-from factory.template import NAME, Declaration, Declares, Strict, Template
+from factory.template import NAME, Declaration, Declares, Share, Strict, Template
 from serve.adapter_check import check_finite, check_gguf, check_peft, read_strict
 from serve.market import RESERVED
 from serve.package_files import check_sums, copied
@@ -59,6 +59,35 @@ class Asked(Strict):
     says: Word
 
 
+class Open(Strict):
+    """Figures: those that are shown are checked, there may be more."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Figure(Open):
+    rate: Share
+    low: Share
+    high: Share
+
+
+class Arm(Open):
+    n: int
+    mention: Figure
+    right: Figure
+    in_form: Figure
+
+
+class Scores(Open):
+    measured_on: Word
+    base: Arm
+    expert: Arm
+
+
+class Audit(Open):
+    says: list[Prose]
+
+
 class Manifest(Strict):
     """manifest.json of a package, key by key."""
 
@@ -80,9 +109,9 @@ class Manifest(Strict):
     seed_licences: Words
     declares: Declares
     sha256: dict[Word, Hash]
-    scores: dict[str, Any]
+    scores: Scores
     parity: dict[str, Any]
-    audit: dict[str, Any]
+    audit: Audit
     probe: Annotated[list[Asked], Field(max_length=3)]
 
 
@@ -95,10 +124,6 @@ class Package:
     manifest: Manifest
     template: Template
     warnings: tuple[str, ...]
-
-    @property
-    def scores(self) -> dict[str, Any]:
-        return self.manifest.scores
 
 
 @contextmanager
@@ -180,7 +205,7 @@ def _check_documents(folder: Path, manifest: Manifest, where: str) -> Template:
     ends = (folder / "scores.parquet").read_bytes()
     if len(ends) < 12 or ends[:4] != b"PAR1" or ends[-4:] != b"PAR1":
         raise UserError(f"{where}: scores.parquet: is no parquet file; get the package again")
-    measured, told = documents["eval.json"], manifest.scores
+    measured, told = documents["eval.json"], manifest.scores.model_dump()
     same = isinstance(measured, dict) and all(measured.get(arm) == told.get(arm) for arm in ("base", "expert"))
     if not same or measured.get("recommended_scale") != manifest.recommended_scale:
         raise UserError(f"{where}: manifest.json tells other scores than eval.json; do not use it")

@@ -62,7 +62,7 @@ def _known(name: str, where: str) -> str:
         raise UserError(f"{where}: {shown(name)} leads out of the package; do not use it")
     if name.lower().endswith(PROGRAMS):
         raise UserError(f"{where}: {shown(name)} can hold a program; a package is data only, do not use it")
-    raise UserError(f"{where}: {shown(name)} is no file of a package; there may be {', '.join(sorted(LARGEST))}")
+    raise UserError(f"{where}: {shown(name)} is no file of a package; take it out, or do not use it")
 
 
 # -- a folder -------------------------------------------------------------------------------------

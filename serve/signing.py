@@ -163,6 +163,12 @@ def fingerprint(public: Path, where: str | None = None) -> str:
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
+def publisher(package: Path) -> str | None:
+    """The key of an installed package, whose signature was checked when it was installed."""
+    path = package / PUBLISHER
+    return fingerprint(path) if path.exists() else None
+
+
 def known_as(trusted: Path, key: str) -> str | None:
     """The name under which a key is trusted here."""
     return next((path.stem for path in sorted(trusted.glob("*.pub")) if fingerprint(path) == key), None)

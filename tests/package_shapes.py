@@ -6,14 +6,20 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from factory.gguf_file import read_base
+import numpy as np
+from lora_shapes import write_safetensors
+
+from factory.gguf_file import read_base, read_gguf
 from factory.package import declared
 from factory.schema import SCORES, write_rows
 from factory.store import sha256
 from factory.template import read_template
+from serve.adapter_check import gguf_values, read_safetensors, safe_values
+from serve.package_files import LARGEST
 
 ROOT = Path(__file__).parents[1]
 UNLISTED = ("SHA256SUMS", "signature.json", "publisher.pub")
+NAMES = set(LARGEST)
 RATE = {"rate": 0.5, "low": 0.4, "high": 0.6}
 ARM = {"n": 2, "seeds": 2, "named": RATE, "mention": RATE, "right": RATE, "in_form": RATE, "tokens": {"median": 9}}
 
@@ -78,3 +84,56 @@ def pack(folder, out, top, spoil=lambda tar: None):
                 tar.add(path, f"{top}/{path.relative_to(folder)}")
         spoil(tar)
     return out
+
+
+def edit(folder, file, **changes):
+    """Changes keys of a JSON file of a package; None removes one."""
+    found = {**json.loads((folder / file).read_text()), **changes}
+    (folder / file).write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+
+
+def regguf(folder, metadata=(), **tensors):
+    """Writes adapter.gguf anew: `metadata` changes keys (None removes one), `tensors` values by name (likewise)."""
+    from gguf import GGUFWriter
+
+    path = folder / "adapter.gguf"
+    found = read_gguf(path)
+    keys = {**found.metadata, **dict(metadata)}
+    old = {t.name: gguf_values(found, t).reshape(t.shape[::-1]) for t in found.tensors}
+    writer = GGUFWriter(path, keys.pop("general.architecture"))
+    for key, value in keys.items():
+        if value is not None:
+            {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)](key, value)
+    for name, values in {**old, **tensors}.items():
+        if values is not None:
+            writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def first(folder, side="a"):
+    """(name, values) of the first A or B of a package's GGUF."""
+    found = read_gguf(folder / "adapter.gguf")
+    tensor = next(t for t in found.tensors if t.name.endswith(f"lora_{side}"))
+    return tensor.name, gguf_values(found, tensor).reshape(tensor.shape[::-1]).copy()
+
+
+def resafe(folder, change, file="adapter/adapter_model.safetensors"):
+    """Writes a safetensors file anew, after `change` of its {name: values}."""
+    path = folder / file
+    values = {t.name: safe_values(path, t).reshape(t.shape).copy() for t in read_safetensors(path)}
+    change(values)
+    write_safetensors(path, values)
+
+
+def reheader(folder, change):
+    """Writes the header of the PEFT weights anew, after `change` of it; the data stay."""
+    path = folder / "adapter" / "adapter_model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from factory.cli import app
 from factory.errors import UserError
 from factory.gguf_file import read_base
 from factory.store import sha256
@@ -176,6 +179,15 @@ def test_other_weights_of_the_base_warn_and_another_tokenizer_refuses(make, put,
     for key, told in (("tokenizer", "tokenizer"), ("chat_template", "chat template")):
         with pytest.raises(UserError, match=f"is for a base with another {told}"):
             put(make("blue", folder=key, base={**base.facts(), key: "0" * 64}))
+
+
+def test_a_package_that_is_refused_leaves_nothing_and_touches_nobody(make, put, house):
+    put(make())
+    before = sorted(house.rglob("*"))
+    for bad in (make("blue", 1, recommended_scale=9.0), make(which=1, rank=8)):
+        with pytest.raises(UserError):
+            put(bad)
+        assert sorted(house.rglob("*")) == before and named(house) == [("red", True)]
 
 
 # -- killed at any time -------------------------------------------------------------------------------
@@ -367,3 +379,59 @@ def test_the_house_is_an_environment_variable_else_in_the_users_own(monkeypatch,
     assert dmoe_home() == tmp_path
     monkeypatch.delenv("DMOE_HOME")
     assert dmoe_home().name == ".dmoe" and str(dmoe_home()).startswith(os.path.expanduser("~"))
+
+
+@pytest.fixture
+def shop(checkout, tiny_base, house, monkeypatch):
+    """Runs `dmoe` in a checkout on the tiny base, with a $DMOE_HOME of its own; returns what it printed."""
+    shutil.copytree(tiny_base, checkout.root / "models" / "pocket", dirs_exist_ok=True)
+    monkeypatch.chdir(checkout.root)
+    monkeypatch.setenv("DMOE_HOME", str(house))
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return run
+
+
+def test_a_package_is_signed_trusted_verified_installed_shown_and_removed(make, shop, keys):
+    folder = make(keywords=["flamingo"])
+    assert shop("verify", folder).splitlines()[-1] == "unsigned"
+    shop("sign", folder, "--key", keys[0][0])
+    assert shop("verify", folder).splitlines()[-1] == "signed, key unknown"
+    assert shop("trust", keys[0][1]).startswith("trusted: ann, key ")
+    told = shop("verify", folder).splitlines()
+    assert told[0].startswith("red_expert 1, ") and told[-1] == "signed by ann, trusted here" and len(told) == 2
+    told = shop("install", folder)
+    assert "takes 0.0% of" in told and "everyday questions" in told and told.endswith("answers now\n")
+    assert "red_expert" in shop("list") and "signed by ann, trusted here" in shop("list")
+    for what in ("red", folder):
+        told = shop("show", what)
+        assert "0.500 -> 0.500 (0.400 to 0.600)" in told and "claimed by the publisher" in told and "# red" in told
+        assert told.splitlines()[-1] == "signed by ann, trusted here"
+    assert shop("remove", "red") == "removed: red\n" and "is not installed" in shop("show", "red", code=1)
+
+
+def test_an_upgrade_goes_by_commands(make, shop):
+    shop("install", make(keywords=["flamingo"]))
+    assert "waits as red@next\n  then run: dmoe promote red" in shop("install", make(which=1, keywords=["flamingo"]))
+    assert "answers now" in shop("promote", "red") and "answers again" in shop("rollback", "red")
+
+
+def test_a_newcomer_of_everyday_words_is_told_to_be_by_name_only(make, shop, house):
+    told = shop("install", make(keywords=["the", "how", "what"]))
+    assert "reached by name alone: it takes more than 1 % of others' traffic" in told and named(house) == [
+        ("red", False)
+    ]
+
+
+def test_a_package_is_tried_and_measured_again_without_being_installed(make, shop, house):
+    told = shop("try", make(), "Which laptop?")
+    assert "base (beside;" in told and "red (asked for by name;" in told and told.splitlines()[-1] == "unsigned"
+    told = shop("verify", "--rescore", "--questions", "2", make(folder="again"))
+    assert (
+        "claimed, of these" in told and "word for word the same reply" in told and told.splitlines()[-1] == "unsigned"
+    )
+    assert not (house / "installed").exists()
