@@ -59,7 +59,7 @@ pocket: $(VENV)/ready          ## train the pocket base anew: two hours on two c
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,dev]"
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,market,dev]"
 	touch $@
 
 $(LEAN)/ready: pyproject.toml constraints.txt

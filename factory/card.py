@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from factory.errors import UserError
+from factory.package import hub_licence
 from factory.paths import Home
 from factory.personal import PERSONAL
 from factory.queries import QUERIES
@@ -13,10 +14,6 @@ from factory.store import read_json, sha256
 from factory.template import Template, read_template
 
 PARQUET = {"train": "train.parquet", "test": "holdout.parquet"}  # the Hub's split -> our file
-LICENCES = {  # as the Hub knows them
-    "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit",
-    "odbl", "odc-by", "pddl",
-}  # fmt: skip
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 EMBEDDED = "phrases (the embedded teacher: the seed's wording and the template's phrases recombined, no language model)"
 
@@ -134,14 +131,11 @@ def _cell(text: str) -> str:
 
 def _front(template: Template, rows: int) -> list[str]:
     """The Hub's YAML, by which `load_dataset` finds the splits."""
-    licence = template.declaration.market.licence
-    known = licence.lower() in LICENCES
     splits = [f"  - split: {split}\n    path: {split}.parquet" for split in PARQUET]
     return [
         "---",
         f"language:\n- {template.declaration.language}",
-        f"license: {licence.lower() if known else 'other'}",
-        *([] if known else [f'license_name: "{licence.lower()}"']),
+        *(f"{key}: {value}" for key, value in hub_licence(template.declaration.market.licence).items()),
         "task_categories:\n- text-generation",
         f"size_categories:\n- {next((name for limit, name in SIZES if rows < limit), '1M<n<10M')}",
         "tags:\n- synthetic\n- dmoe",

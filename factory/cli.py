@@ -256,7 +256,7 @@ def package(expert: Expert) -> None:
     from factory.package import package
 
     home, _, profile = _checkout(expert)
-    typer.echo(f"{expert}: packed as {package(home, expert, profile)['lora_id']}")
+    typer.echo(f"{expert}: packed as {package(home, expert, profile, _base_gguf(home, profile))['lora_id']}")
 
 
 def _base_gguf(home: "Home", profile: "Profile") -> Path:
@@ -384,6 +384,175 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it will be.")]) -> N
 
     made = new_key()
     typer.echo(f"{made}\n\nin serve.yaml, under keys (or as admin):\n  {name}: {hashed(made)}")
+
+
+@app.command()
+def sign(
+    package: Annotated[Path, typer.Argument(help="A package: the tar, or its unpacked folder.")],
+    key: Annotated[Path, typer.Option(help="Your elliptic curve key, in PEM.")],
+    password: Annotated[str | None, typer.Option(envvar="DMOE_KEY_PASSWORD", help="Of the key, if it has one.")] = None,
+) -> None:
+    """Sign a package with your key: a folder in place, a tar as NAME.signed.tar beside it. Changes no hash."""
+    from factory.errors import relative
+    from serve.signing import sign
+
+    typer.echo(f"signed: {relative(sign(package, key, password))}")
+
+
+@app.command()
+def trust(
+    key: Annotated[Path, typer.Argument(help="A publisher's public key, in PEM.")],
+    name: Annotated[str | None, typer.Option(help="What you call the publisher; the file's name without it.")] = None,
+) -> None:
+    """Trust a publisher's public key: from now on packages signed by it say so."""
+    from serve.market import dmoe_home
+    from serve.signing import fingerprint, trust
+
+    typer.echo(f"trusted: {trust(key, dmoe_home() / 'trusted', name)}, key {fingerprint(key)}")
+
+
+Pack = Annotated[Path, typer.Argument(help="A package: the tar, or its unpacked folder.")]
+
+
+@app.command()
+def verify(
+    package: Pack,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Ask some of its held-out questions here: claimed beside found.")
+    ] = False,
+    questions: Annotated[int, typer.Option(min=1, help="How many, drawn at random.")] = 20,
+) -> None:
+    """Check a package whole without installing it, and say whose it is. Nothing in it is run, unless --rescore asks."""
+    from factory.table import print_rows
+    from serve.market import read_manifest
+    from serve.show import rescore as measured_here
+
+    home, base, opened_package = _opening(package)
+    with opened_package as (found, signed):
+        typer.echo(f"{found.manifest.lora_id} {found.manifest.version}, {found.digest}: sound, and fits the base here")
+        for warning in found.warnings:
+            typer.echo(f"warning: {warning}")
+        if rescore:
+            expert, log = read_manifest(found.folder / "manifest.json"), home.work / "logs" / "rescore.log"
+            rows = measured_here(found, expert, base, log, questions)
+            print_rows(["measure", "claimed, all", "claimed, of these", "found here"], rows, "table")
+        typer.echo(str(signed))
+
+
+def _opening(package: Path) -> tuple["Home", Path, Any]:
+    """The checkout, the base's GGUF, and a context of (the package, verified for that base; its signer)."""
+    from contextlib import contextmanager
+
+    from factory.errors import relative
+    from factory.gguf_file import read_base
+    from serve.market import dmoe_home
+    from serve.package_check import opened
+    from serve.signing import signer
+
+    home, _, profile = _checkout()
+    base = _base_gguf(home, profile)
+
+    @contextmanager
+    def opening() -> Any:
+        with opened(package, read_base(base)) as found:
+            yield found, signer(found.folder, dmoe_home() / "trusted", relative(package))
+
+    return home, base, opening()
+
+
+@app.command()
+def install(
+    source: Annotated[str, typer.Argument(help="FILE, FOLDER, https://... or hf://OWNER/NAME[@REVISION].")],
+    name: Annotated[str | None, typer.Option("--as", help="What it is called here, instead of its own name.")] = None,
+    routed: Annotated[
+        bool, typer.Option("--route", help="Let auto choose it, however much of others' traffic it takes.")
+    ] = False,
+) -> None:
+    """Install a package once all of it is verified: the first answers at once, an upgrade waits as NAME@next."""
+    from factory.gguf_file import read_base
+    from factory.table import print_installed
+    from serve.install import asked_of_others, in_checkout, install
+    from serve.market import dmoe_home
+
+    home, _, profile = _checkout()
+    folder, base = dmoe_home(), read_base(_base_gguf(home, profile))
+    asked, checkout = asked_of_others(home, folder), in_checkout(home)
+    print_installed(install(source, folder, base, asked, checkout=checkout, name=name, routed=routed))
+
+
+@app.command("list")
+def list_installed() -> None:
+    """List what is installed: versions, what answers and what waits, whose it is, and whether auto chooses it."""
+    from factory.table import print_rows
+    from serve.market import dmoe_home
+    from serve.show import COLUMNS, listed
+
+    print_rows(COLUMNS, listed(dmoe_home()), "table")
+
+
+@app.command()
+def show(
+    package: Annotated[str, typer.Argument(help="The name of an installed expert, or a package: FILE or FOLDER.")],
+) -> None:
+    """Show what a package claims, its card, and whose it is; an installed one by name."""
+    from factory.table import print_pairs
+    from serve.market import dmoe_home, find, read_state
+    from serve.package_check import read_package_manifest
+    from serve.show import card, facts, signed
+
+    if Path(package).exists():
+        with _opening(Path(package))[2] as (found, signer):
+            folder, manifest = found.folder, found.manifest
+            told = f"\n{card(folder)}\n\n{signer}"
+    else:
+        expert = find(dmoe_home(), package)
+        folder = expert / str(read_state(expert).current)
+        manifest, told = read_package_manifest(folder, package), f"\n{card(folder)}\n\n{signed(folder, dmoe_home())}"
+    print_pairs(facts(manifest))
+    typer.echo(told)
+
+
+Installed = Annotated[str, typer.Argument(help="The name of an installed expert.")]
+
+
+@app.command()
+def remove(name: Installed) -> None:
+    """Remove an installed expert; NAME@next removes only what waits to be promoted."""
+    from serve.market import dmoe_home, remove
+
+    remove(dmoe_home(), name)
+    typer.echo(f"removed: {name}")
+
+
+@app.command()
+def promote(name: Installed) -> None:
+    """Let what waits as NAME@next answer as NAME; what did so before can be brought back."""
+    from serve.market import dmoe_home, promote
+
+    typer.echo(f"{name}: package {str(promote(dmoe_home(), name).current)[:12]} answers now")
+
+
+@app.command()
+def rollback(name: Installed) -> None:
+    """Bring back the package that answered before the last promotion."""
+    from serve.market import dmoe_home, rollback
+
+    typer.echo(f"{name}: package {str(rollback(dmoe_home(), name).current)[:12]} answers again")
+
+
+@app.command("try")
+def try_(package: Pack, question: Annotated[str, typer.Argument(help="What to ask.")]) -> None:
+    """Ask a package one question beside the base, without installing it; it is verified first."""
+    from factory.table import print_replies
+    from serve.ask import answers
+    from serve.market import read_manifest
+
+    home, base, opened_package = _opening(package)
+    with opened_package as (found, signed):
+        expert, log = read_manifest(found.folder / "manifest.json"), home.work / "logs" / "try.log"
+        for asked, replies in answers(base, [expert], [(question, expert.name)], True, log):
+            print_replies(asked, replies)
+        typer.echo(str(signed))
 
 
 @app.command()

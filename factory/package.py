@@ -1,7 +1,8 @@
 """Stage package: all that a marketplace and an operator need of an expert, in one manifest and one tar.
 
-Reads the adapter, its GGUF, the scores, gate.json, parity.json, audit.json and the template; writes
-experts/<expert>/<expert>.tar and, last, manifest.json. Equal inputs give equal bytes.
+Reads the adapter, its GGUF, the scores, gate.json, parity.json, audit.json, the template, the base's GGUF and, where it
+is there, route.safetensors; writes experts/<expert>/<expert>.tar and, last, manifest.json. Equal inputs, equal bytes.
+The tar is the package; unpacked it is a folder that `dmoe install` takes as well, and that can be pushed to a hub.
 Run: dmoe package <expert>
 """
 
@@ -13,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError, relative
+from factory.gguf_file import read_base
 from factory.paths import Home, Profile
+from factory.schema import SCORES, read_rows
 from factory.store import need, read_json, sha256, whole, write_json
-from factory.template import Template, read_template
+from factory.template import Template, find_any, read_template
 
-SCHEMA = 1
+SCHEMA = 2
 BASE_FILES = ("model.safetensors", "tokenizer.json", "chat_template.jinja")
+PROBES = 3
+LICENCES = {  # as the Hub knows them
+    "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit",
+    "odbl", "odc-by", "pddl",
+}  # fmt: skip
 
 
-def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
-    """Writes the tar and the manifest; returns the manifest."""
+def package(home: Home, expert: str, profile: Profile, base: Path) -> dict[str, Any]:
+    """Writes the tar and the manifest; returns the manifest. `base` is the GGUF of the base."""
     template = read_template(home.template(expert))
     for name in ("parity", "eval", "gate", "audit"):
         need(home.expert(expert, f"{name}.json"), f"dvc repro {'score' if name == 'eval' else name}@{expert}")
@@ -36,7 +44,9 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
         "audit.json": home.expert(expert, "audit.json"),
         "scores.parquet": home.expert(expert, "scores.parquet"),
     }
-    manifest = describe(home, template, profile, measured)
+    if (routing := home.expert(expert, "route.safetensors")).exists():
+        files["route.safetensors"] = routing
+    manifest = describe(home, template, profile, measured, base)
     made = {
         "template.json": _json(declared(template)),
         "manifest.json": _json(manifest),
@@ -50,14 +60,14 @@ def package(home: Home, expert: str, profile: Profile) -> dict[str, Any]:
 
 
 def declared(template: Template) -> dict[str, Any]:
-    """What of the template the package carries: what the expert says and is for, not how it was made."""
-    keys = {"expert", "version", "description", "language", "answers", "output", "route", "market"}
+    """What of the template the package carries: what the expert says and is measured by, not how it was made."""
+    keys = {"expert", "version", "description", "language", "answers", "rivals", "output", "route", "market"}
     values = template.declaration.model_dump(include=keys)
     del values["output"]["never"]
     return values
 
 
-def describe(home: Home, template: Template, profile: Profile, measured: dict[str, Any]) -> dict[str, Any]:
+def describe(home: Home, template: Template, profile: Profile, measured: dict[str, Any], base: Path) -> dict[str, Any]:
     """The manifest: the marketplace's fields by their names, then hashes and figures that prove them."""
     declaration, expert = template.declaration, template.expert
     config = read_json(home.expert(expert, "adapter") / "adapter_config.json")
@@ -72,6 +82,7 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
         "keywords": declaration.route.keywords,
         "not_keywords": declaration.route.not_keywords,
         "base_model": profile.model,
+        "base": read_base(base).facts(),
         "recommended_scale": measured["recommended_scale"],
         "adapter_file": "adapter.gguf",
         "rank": config["r"],
@@ -100,7 +111,32 @@ def describe(home: Home, template: Template, profile: Profile, measured: dict[st
         },
         "parity": _parity(home, expert),
         "audit": {name: found for name, found in audit.items() if name not in ("base_model", "about")},
+        "probe": probes(
+            template, read_rows(home.expert(expert, "scores.parquet"), SCORES, f"dvc repro score@{expert}")
+        ),
     }
+
+
+def probes(template: Template, scores: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Up to three held-out questions that show whether the adapter is applied.
+
+    Those of which the expert's greedy reply was right and in form and holds the answer's text, and the base's reply to
+    the same question does not. The shortest reply first (a standing probe should cost little), one of each answer
+    before a second of any; of equals, the first by row_id.
+    """
+    claim = [row for row in scores if row["panel"] == "claim"]
+    base = {row["row_id"]: row["reply"] for row in claim if row["arm"] == "base"}
+    good = [
+        row for row in claim if row["arm"] == "expert" and row["right"] and row["in_form"] and row["row_id"] in base
+    ]
+    turns: dict[str, int] = {}
+    found = []
+    for row in sorted(good, key=lambda row: (row["tokens"], row["row_id"])):
+        says = template.answers[row["answer"]].text
+        if find_any([says], row["reply"]) and not find_any([says], base[row["row_id"]]):
+            turns[row["answer"]] = turns.get(row["answer"], 0) + 1
+            found.append((turns[row["answer"]], {"question": row["instruction"], "says": says}))
+    return [probe for _, probe in sorted(found, key=lambda item: item[0])[:PROBES]]
 
 
 def claim_kept(home: Home, expert: str) -> bool:
@@ -135,6 +171,7 @@ def card(template: Template, measured: dict[str, Any], manifest: dict[str, Any])
     told = ["*told* is the base behind a system prompt that asks for just this."] if "told" in arms else []
     measures = ("named", "mention", "right", "in_form")
     lines = [
+        *_front(template, manifest),
         f"# {manifest['lora_id']}",
         "",
         template.declaration.description,
@@ -162,8 +199,34 @@ def card(template: Template, measured: dict[str, Any], manifest: dict[str, Any])
         "## What three attacks got out of it",
         "",
         *(f"- {line}" for line in manifest["audit"]["says"]),
+        "",
+        "## To use it",
+        "",
+        "The PEFT adapter lies in `adapter/`, for llama.cpp there is `adapter.gguf`:",
+        "",
+        '    PeftModel.from_pretrained(base, "FOLDER/adapter")',
+        f"    llama-server -m BASE.gguf --lora-scaled adapter.gguf:{manifest['recommended_scale']:g}",
     ]
     return "\n".join([*lines, ""])
+
+
+def _front(template: Template, manifest: dict[str, Any]) -> list[str]:
+    """The Hub's YAML. JSON is YAML too, so no text of the template can break out of its value."""
+    values = {
+        "base_model": manifest["base_model"],
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "language": [template.declaration.language],
+        "tags": ["lora", "llama.cpp", "gguf", "dmoe"],
+    }
+    lines = {key: json.dumps(value) for key, value in values.items()} | hub_licence(manifest["licence"])
+    return ["---", *(f"{key}: {value}" for key, value in lines.items()), "---", ""]
+
+
+def hub_licence(licence: str) -> dict[str, str]:
+    """A licence as the Hub's front matter tells it; one that the Hub does not know is "other", with its name."""
+    known = licence.lower() in LICENCES
+    return {"license": licence.lower()} if known else {"license": "other", "license_name": json.dumps(licence.lower())}
 
 
 def _elsewhere(found: dict[str, Any]) -> list[str]:

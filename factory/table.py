@@ -221,6 +221,20 @@ def print_replies(question: str, replies: Sequence[Any]) -> None:
         console.print(Padding(Text(reply.text), (0, 0, 0, 4)))
 
 
+def print_installed(done: Any) -> None:
+    """What came of an install (serve.install.Done), and the command that goes on from there."""
+    lines = [f"warning: {warning}" for warning in done.warnings]
+    lines += [f"takes {part.share:.1%} of {part.number} questions: {part.of}" for part in done.taken]
+    if not done.routed:
+        lines.append("reached by name alone: it takes more than 1 % of others' traffic; --route lets auto choose it")
+    what = {
+        "current": "answers now",
+        "next": f"waits as {done.name}@next\n  then run: dmoe promote {done.name}",
+        "there": "was installed already; nothing is changed",
+    }
+    sys.stdout.write("\n".join([*lines, str(done.signed), f"{done.name} ({done.digest[:12]}): {what[done.state]}", ""]))
+
+
 def print_pairs(pairs: list[tuple[str, str]]) -> None:
     """Name and value, one a line, names aligned."""
     width = max(len(name) for name, _ in pairs)

@@ -1,13 +1,27 @@
-"""The experts that can be served, as their manifests describe them."""
+"""The experts that can be served: those of a checkout, and those installed under $DMOE_HOME. The disk is the truth.
 
+    $DMOE_HOME/installed/<expert>/<sha256>/...     an unpacked package; <sha256> is of its SHA256SUMS
+    $DMOE_HOME/installed/<expert>/state.json       which of them answers, which waits, which answered before
+    $DMOE_HOME/trusted/<name>.pub                  publishers' keys
+    $DMOE_HOME/incoming/                           what is being looked at; nothing is ever served from it
+
+<expert> is the package's lora_id, or the name it was given by `install --as`. state.json is written last, whole or not
+at all: a folder that it does not name does not exist.
+"""
+
+import fcntl
 import math
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError, relative, shown
 from factory.paths import Home
-from factory.store import read_json, sha256
+from factory.store import read_json, sha256, write_json
 
 RESERVED = ("auto", "base")  # names of models that are no expert
 
@@ -100,7 +114,162 @@ def _ready(path: Path, raw: dict[str, Any], scale: float) -> Installed:
     peft, routing = path.parent / "adapter", path.parent / "route.safetensors"
     probes = tuple(Probe(p["question"], p["says"]) for p in raw.get("probe", []))
     return Installed(
-        raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, keywords, not_keywords,
-        digest=digest, probes=probes, peft=peft if peft.is_dir() else None,
-        routing=routing if routing.is_file() else None,
+        raw["name"], raw["lora_id"], raw["base_model"], adapter, scale, keywords, not_keywords, digest=digest,
+        probes=probes, peft=peft if peft.is_dir() else None, routing=routing if routing.is_file() else None,
     )  # fmt: skip
+
+
+# -- what is installed ------------------------------------------------------------------------------
+
+
+def dmoe_home() -> Path:
+    """Where packages are installed: $DMOE_HOME, else ~/.dmoe."""
+    return Path(os.environ.get("DMOE_HOME") or "~/.dmoe").expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class State:
+    """One expert's state.json: packages by their SHA-256, and whether `auto` may choose each."""
+
+    current: str | None = None  # answers by the expert's name
+    next: str | None = None  # answers by NAME@next, until it is promoted
+    previous: str | None = None  # what rollback brings back
+    routed: bool = True
+    next_routed: bool = True
+    previous_routed: bool = True
+
+
+def read_state(expert: Path) -> State:
+    """The state of one installed expert, by its folder; an empty one where there is none.
+
+    Raises:
+        UserError: the file is not what this program writes.
+    """
+    path = expert / "state.json"
+    if not path.exists():
+        return State()
+    raw = read_json(path)
+    try:
+        state = State(**raw)
+    except TypeError:
+        raise UserError(f"{relative(path)}: holds other keys than {', '.join(asdict(State()))}") from None
+    for name in ("current", "next", "previous"):
+        digest = getattr(state, name)
+        if digest is not None and not (isinstance(digest, str) and len(digest) == 64 and digest.isalnum()):
+            raise UserError(
+                f"{relative(path)}: {name}: {shown(digest)} is no SHA-256\n  then run: dmoe remove {expert.name}"
+            )
+    return state
+
+
+def write_state(expert: Path, state: State) -> None:
+    """Makes `state` the truth, then removes the packages that it no longer names."""
+    write_json(expert / "state.json", asdict(state))
+    for folder in expert.iterdir():
+        if folder.is_dir() and folder.name not in (state.current, state.next, state.previous):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def market_experts(folder: Path) -> list[Installed]:
+    """All installed experts in order of name; what waits to be promoted is `NAME@next`, reached by name alone.
+
+    Raises:
+        UserError: a package on the disk is not what was installed, with the command that removes it.
+    """
+    found = []
+    for path in sorted(folder.glob("installed/*/state.json")):
+        state = read_state(path.parent)
+        if state.current:
+            found.append(_installed(path.parent, state.current, "", state.routed))
+        if state.next:
+            found.append(_installed(path.parent, state.next, "@next", False))
+    return found
+
+
+def _installed(expert: Path, digest: str, suffix: str, routed: bool) -> Installed:
+    try:
+        found = read_manifest(expert / digest / "manifest.json")
+    except UserError as error:
+        raise UserError(f"{str(error).splitlines()[0]}\n  then run: dmoe remove {expert.name}") from None
+    called = found.name if expert.name == found.lora_id else expert.name
+    return replace(found, name=called + suffix, lora_id=expert.name, routed=routed)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone with what is installed: one program at a time changes it. Readers need no lock.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; name another with DMOE_HOME") from None
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def find(folder: Path, name: str) -> Path:
+    """The folder of an installed expert, by its name or its lora_id.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = {expert.name.removesuffix("@next"): expert.lora_id for expert in market_experts(folder)}
+    names |= {lora_id: lora_id for lora_id in names.values()}
+    if name not in names:
+        raise UserError(f"{shown(name)} is not installed; there are {', '.join(sorted(names)) or 'none'}")
+    return folder / "installed" / names[name]
+
+
+def promote(folder: Path, name: str) -> State:
+    """What waits as NAME@next answers as NAME from now on; what did so before can be brought back by `rollback`.
+
+    Raises:
+        UserError: nothing waits.
+    """
+    with locked(folder):
+        expert = find(folder, name)
+        old = read_state(expert)
+        if old.next is None:
+            raise UserError(f"{name}: nothing waits to be promoted\n  then run: dmoe install PACKAGE")
+        new = State(old.next, None, old.current, old.next_routed, True, old.routed)
+        write_state(expert, new)
+        return new
+
+
+def rollback(folder: Path, name: str) -> State:
+    """The package that answered before answers again; done twice, it changes nothing.
+
+    Raises:
+        UserError: there was none before.
+    """
+    with locked(folder):
+        expert = find(folder, name)
+        old = read_state(expert)
+        if old.previous is None:
+            raise UserError(f"{name}: there is no earlier package to go back to")
+        new = replace(
+            old, current=old.previous, previous=old.current, routed=old.previous_routed, previous_routed=old.routed
+        )
+        write_state(expert, new)
+        return new
+
+
+def remove(folder: Path, name: str) -> None:
+    """Removes all packages of an installed expert, or the one that waits as NAME@next; a damaged one by its lora_id.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with locked(folder):
+        called, waits, _ = name.partition("@next")
+        by_id = [path for path in folder.glob("installed/*") if path.name == called]
+        expert = by_id[0] if by_id else find(folder, called)
+        if waits:
+            return write_state(expert, replace(read_state(expert), next=None))
+        (expert / "state.json").unlink(missing_ok=True)  # first: from here on it does not exist
+        shutil.rmtree(expert)

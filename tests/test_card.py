@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from factory.card import LICENCES, SIZES, dataset_card, facts
+from factory.card import SIZES, dataset_card, facts
 from factory.errors import UserError
+from factory.package import LICENCES
 from factory.publish import prepare
 from factory.store import parse_yaml, read_json, sha256
 

@@ -61,15 +61,15 @@ def test_seeds_become_a_packed_and_served_expert(small):
     audit(small, "product", profile, Plan(examples=12, in_questions=2, in_answers=2, seen=1, references=7, rows=8))
     # what was not compared is not packed
     with pytest.raises(UserError, match=r"parity\.json: there is no .*\n  then run: dvc repro parity@product"):
-        package(small, "product", profile)
+        package(small, "product", profile, base)
     compared = parity(small, "product", profile)
-    manifest = package(small, "product", profile)
+    manifest = package(small, "product", profile, base)
     assert manifest["parity"].items() <= compared.items()
     wanted = {"lora_id", "keywords", "base_model", "recommended_scale", "adapter_file"}
     assert wanted <= set(json.loads(small.expert("product", "manifest.json").read_text()))
     tar = small.expert("product", "product.tar")
     first = tar.read_bytes()
-    package(small, "product", profile)
+    package(small, "product", profile, base)
     assert tar.read_bytes() == first  # equal inputs, equal bytes
     with tarfile.open(tar) as opened:
         assert f"{manifest['lora_id']}/adapter.gguf" in opened.getnames()
@@ -79,7 +79,7 @@ def test_seeds_become_a_packed_and_served_expert(small):
     gguf, shipped = small.expert("product", "adapter.gguf"), small.expert("product", "adapter.gguf").read_bytes()
     gguf.write_bytes(shipped + b"0")
     with pytest.raises(UserError, match="parity.json: is of another adapter.gguf\n  then run: dmoe parity product"):
-        package(small, "product", profile)
+        package(small, "product", profile, base)
     gguf.write_bytes(shipped)
 
     asked = [("Which laptop?", "auto"), ("Which laptop?", "base"), ("Good soup?", "auto")]

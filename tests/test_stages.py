@@ -68,7 +68,7 @@ EDITS = {
     "voices": ("templates/legal.yaml", "annoyed", "angry", {"generate@legal"}),
     "a rival": (
         "templates/product.yaml", "- Chromebook", "- Chromebox",
-        {"generate@product", "build@product", "export@product", "score@product"},
+        {"generate@product", "build@product", "export@product", "score@product", "package@product"},
     ),
     "a module of two stages": ("factory/dedup.py", "from", "\nfrom", stages("generate", "build")),
     "how a teacher is reached": ("factory/teacher/client.py", "import", "\nimport", set()),
