@@ -339,14 +339,11 @@ def serve(
     """Serve all experts on one base by OpenAI's API: routed, or by name; swapped per request."""
     from factory.table import print_pairs
     from serve.gateway import listen, serve
-    from serve.market import installed
-    from serve.settings import settings_for
+    from serve.market import dmoe_home, served
     from serve.start import command, memory_plan, supervisor_for
 
-    home, _, profile = _checkout()
-    settings = settings_for(config or home.root / "serve.yaml", host, port, required=config is not None)
-    experts = installed(home)  # a mistake in them is told before the port is taken
-    base = Path(settings.base) if settings.base else _base_gguf(home, profile)
+    home, settings, base = _serving(config, host, port)
+    experts = served(home, dmoe_home())  # a mistake in them is told before the port is taken
     if print_command:
         return typer.echo(command(settings, base, experts))
     if dry_run:
@@ -355,10 +352,50 @@ def serve(
     def ready(url: str) -> None:
         typer.echo(f"ready: {url}/v1 (model: auto, base, or an expert's name); Ctrl-C ends it")
 
-    log, scaled = home.work / "logs" / "serve.log", home.work / "scaled"
+    work, note = home.work if home else dmoe_home(), dmoe_home() / "server.json"
     listener = listen(settings)
-    supervisor = supervisor_for(settings, base, lambda: installed(home), log, scaled)
-    serve(supervisor, settings, listener, home.work / "server.json", ready)
+    supervisor = supervisor_for(
+        settings, base, lambda: served(home, dmoe_home()), work / "logs" / "serve.log", work / "scaled"
+    )
+    serve(supervisor, settings, listener, note, ready)
+
+
+def _serving(
+    config: Path | None = None, host: str | None = None, port: int | None = None
+) -> "tuple[Home | None, Any, Path]":
+    """The checkout, if this is one; serve.yaml; the base's GGUF. Outside a checkout $DMOE_HOME/serve.yaml names it."""
+    from factory.errors import relative
+    from factory.paths import find_home
+    from serve.market import dmoe_home
+    from serve.settings import settings_for
+
+    try:
+        home = find_home()
+    except UserError:
+        home = None
+    path = config or (home.root if home else dmoe_home()) / "serve.yaml"
+    settings = settings_for(path, host, port, required=config is not None)
+    if settings.base:
+        base = path.parent / settings.base
+        if not base.is_file():
+            raise UserError(f"{relative(path)}: base: there is no file {settings.base}")
+        return home, settings, base
+    if home is None:
+        raise UserError(f"{path}: base: is missing; this is no checkout, so it must name the base's GGUF")
+    _, _, profile = _checkout()
+    return home, settings, _base_gguf(home, profile)
+
+
+def _poke(restart: bool) -> None:
+    """Tells a running server of this $DMOE_HOME what is installed now."""
+    from serve.gateway import poke
+    from serve.market import dmoe_home
+
+    done = poke(dmoe_home() / "server.json", restart)
+    if done is None:
+        return typer.echo("no server of this DMOE_HOME runs; the next one serves it")
+    how = {"same": "it was loaded already", "second": "a second engine took over", "restarted": "it was restarted"}
+    typer.echo(f"the running server serves it: {how[done['engine']]}, {done['seconds']:.1f} s, no request failed")
 
 
 @app.command()
@@ -427,20 +464,20 @@ def verify(
     from serve.market import read_manifest
     from serve.show import rescore as measured_here
 
-    home, base, opened_package = _opening(package)
+    work, base, opened_package = _opening(package)
     with opened_package as (found, signed):
         typer.echo(f"{found.manifest.lora_id} {found.manifest.version}, {found.digest}: sound, and fits the base here")
         for warning in found.warnings:
             typer.echo(f"warning: {warning}")
         if rescore:
-            expert, log = read_manifest(found.folder / "manifest.json"), home.work / "logs" / "rescore.log"
+            expert, log = read_manifest(found.folder / "manifest.json"), work / "logs" / "rescore.log"
             rows = measured_here(found, expert, base, log, questions)
             print_rows(["measure", "claimed, all", "claimed, of these", "found here"], rows, "table")
         typer.echo(str(signed))
 
 
-def _opening(package: Path) -> tuple["Home", Path, Any]:
-    """The checkout, the base's GGUF, and a context of (the package, verified for that base; its signer)."""
+def _opening(package: Path) -> tuple[Path, Path, Any]:
+    """A folder for logs, the base's GGUF, and a context of (the package, verified for that base; its signer)."""
     from contextlib import contextmanager
 
     from factory.errors import relative
@@ -449,15 +486,19 @@ def _opening(package: Path) -> tuple["Home", Path, Any]:
     from serve.package_check import opened
     from serve.signing import signer
 
-    home, _, profile = _checkout()
-    base = _base_gguf(home, profile)
+    home, _, base = _serving()
 
     @contextmanager
     def opening() -> Any:
         with opened(package, read_base(base)) as found:
             yield found, signer(found.folder, dmoe_home() / "trusted", relative(package))
 
-    return home, base, opening()
+    return home.work if home else dmoe_home(), base, opening()
+
+
+Restart = Annotated[
+    bool, typer.Option("--restart", help="If memory has no room for a second engine: end the first; requests wait.")
+]
 
 
 @app.command()
@@ -467,6 +508,7 @@ def install(
     routed: Annotated[
         bool, typer.Option("--route", help="Let auto choose it, however much of others' traffic it takes.")
     ] = False,
+    restart: Restart = False,
 ) -> None:
     """Install a package once all of it is verified: the first answers at once, an upgrade waits as NAME@next."""
     from factory.gguf_file import read_base
@@ -474,10 +516,11 @@ def install(
     from serve.install import asked_of_others, in_checkout, install
     from serve.market import dmoe_home
 
-    home, _, profile = _checkout()
-    folder, base = dmoe_home(), read_base(_base_gguf(home, profile))
-    asked, checkout = asked_of_others(home, folder), in_checkout(home)
+    home, _, gguf = _serving()
+    folder, base = dmoe_home(), read_base(gguf)
+    asked, checkout = asked_of_others(home, folder), in_checkout(home) if home else []
     print_installed(install(source, folder, base, asked, checkout=checkout, name=name, routed=routed))
+    _poke(restart)
 
 
 @app.command("list")
@@ -516,28 +559,31 @@ Installed = Annotated[str, typer.Argument(help="The name of an installed expert.
 
 
 @app.command()
-def remove(name: Installed) -> None:
+def remove(name: Installed, restart: Restart = False) -> None:
     """Remove an installed expert; NAME@next removes only what waits to be promoted."""
     from serve.market import dmoe_home, remove
 
     remove(dmoe_home(), name)
     typer.echo(f"removed: {name}")
+    _poke(restart)
 
 
 @app.command()
-def promote(name: Installed) -> None:
+def promote(name: Installed, restart: Restart = False) -> None:
     """Let what waits as NAME@next answer as NAME; what did so before can be brought back."""
     from serve.market import dmoe_home, promote
 
     typer.echo(f"{name}: package {str(promote(dmoe_home(), name).current)[:12]} answers now")
+    _poke(restart)
 
 
 @app.command()
-def rollback(name: Installed) -> None:
+def rollback(name: Installed, restart: Restart = False) -> None:
     """Bring back the package that answered before the last promotion."""
     from serve.market import dmoe_home, rollback
 
     typer.echo(f"{name}: package {str(rollback(dmoe_home(), name).current)[:12]} answers again")
+    _poke(restart)
 
 
 @app.command("try")
@@ -547,9 +593,9 @@ def try_(package: Pack, question: Annotated[str, typer.Argument(help="What to as
     from serve.ask import answers
     from serve.market import read_manifest
 
-    home, base, opened_package = _opening(package)
+    work, base, opened_package = _opening(package)
     with opened_package as (found, signed):
-        expert, log = read_manifest(found.folder / "manifest.json"), home.work / "logs" / "try.log"
+        expert, log = read_manifest(found.folder / "manifest.json"), work / "logs" / "try.log"
         for asked, replies in answers(base, [expert], [(question, expert.name)], True, log):
             print_replies(asked, replies)
         typer.echo(str(signed))

@@ -51,9 +51,13 @@ def scales_of(engine: Engine, expert: Installed | None) -> Scales:
     Raises:
         KeyError: the engine does not have this adapter.
     """
-    if expert is not None and expert.digest not in {adapter.digest for adapter in engine.adapters}:
+    digests = [adapter.digest for adapter in engine.adapters]
+    if expert is None:
+        return (0.0,) * len(digests)
+    if expert.digest not in digests:
         raise KeyError(expert.name)
-    return tuple(expert.scale if expert and a.digest == expert.digest else 0.0 for a in engine.adapters)
+    place = digests.index(expert.digest)
+    return tuple(expert.scale if number == place else 0.0 for number in range(len(digests)))
 
 
 @dataclass

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path_
 
 from factory.errors import UserError
+from factory.store import read_json
 from serve.clients import Defaults, client_of, hashed
 from serve.forward import Reply, down
 from serve.metrics import Metrics
@@ -238,7 +239,32 @@ def serve(
         with listener, suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(run())
     finally:
-        note.unlink(missing_ok=True)
+        if note.exists() and token in note.read_text(encoding="utf-8"):
+            note.unlink()
+
+
+def poke(note: Path, restart: bool) -> dict[str, Any] | None:
+    """Tells the server that left `note` to serve what is installed now; None where none runs.
+
+    Raises:
+        UserError: it could not; it serves as before.
+    """
+    import httpx
+
+    if not note.exists():
+        return None
+    told = read_json(note)
+    headers = {"Authorization": f"Bearer {told['token']}"}
+    try:
+        reply = httpx.post(f"{told['url']}/admin/reload", json={"restart": restart}, headers=headers, timeout=900,
+                           trust_env=False)  # fmt: skip
+    except httpx.ConnectError:
+        return None  # it was killed, and left its note
+    except httpx.HTTPError as error:
+        raise UserError(f"the server at {told['url']} does not answer ({type(error).__name__})") from None
+    if reply.is_error:
+        raise UserError(f"the server goes on as before: {reply.json()['error']['message']}")
+    return dict(reply.json())
 
 
 def _leave_note(note: Path, url: str, token: str) -> None:

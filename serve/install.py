@@ -153,10 +153,11 @@ def share(before: Router, after: Router, name: str, questions: Sequence[str]) ->
     return gone / len(questions)
 
 
-def asked_of_others(home: Home, folder: Path) -> dict[str, list[str]]:
+def asked_of_others(home: Home | None, folder: Path) -> dict[str, list[str]]:
     """Whose questions -> the questions: everyday ones, the seeds of the checkout's experts, and what packages tell."""
-    asked = {"everyday questions": [seed.instruction for seed in read_seeds(home.general, None)]}
-    for expert in in_checkout(home):
+    asked = {"everyday questions": [seed.instruction for seed in read_seeds(home.general, None)]} if home else {}
+    for expert in in_checkout(home) if home else []:
+        assert home is not None
         lines = read_text(home.seeds(expert.name)).splitlines() if home.seeds(expert.name).exists() else []
         asked[expert.name] = [json.loads(line)["instruction"] for line in lines if line.strip()]
     for expert in market_experts(folder):

@@ -119,6 +119,24 @@ def _ready(path: Path, raw: dict[str, Any], scale: float) -> Installed:
     )  # fmt: skip
 
 
+def served(home: Home | None, folder: Path) -> list[Installed]:
+    """What a server serves: the checkout's experts, if there is a checkout, and the installed ones, which go first.
+
+    Raises:
+        UserError: there is none, or they are of several bases.
+    """
+    there = market_experts(folder)
+    names = {expert.name for expert in there}
+    if home and (not there or any(home.root.glob("experts/*/adapter.gguf"))):
+        there += [expert for expert in installed(home) if expert.name not in names]
+    if not there:
+        raise UserError(f"{folder}: no expert is installed\n  then run: dmoe install PACKAGE")
+    mixed = sorted({expert.base_model for expert in there})
+    if len(mixed) > 1:
+        raise UserError(f"the experts are of several bases, {' and '.join(mixed)}; remove some (dmoe list)")
+    return there
+
+
 # -- what is installed ------------------------------------------------------------------------------
 
 

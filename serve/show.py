@@ -7,7 +7,7 @@ from factory.errors import UserError
 from factory.schema import SCORES, read_rows
 from factory.store import read_json, read_text
 from serve.ask import MOST_TOKENS
-from serve.engine import Engine, ask, started
+from serve.engine import Loaded, ask, started
 from serve.market import Installed, market_experts
 from serve.package_check import Figure, Manifest, Package, plain
 from serve.signing import Signer, known_as, publisher
@@ -90,7 +90,7 @@ def rescore(package: Package, expert: Installed, base: Path, log: Path, number: 
     return [*table, ("questions", str(len(claim)), str(len(chosen)), str(len(found)))]
 
 
-def _reply(engine: Engine, question: str, name: str) -> str:
+def _reply(engine: Loaded, question: str, name: str) -> str:
     reply = ask(engine, [{"role": "user", "content": question}], name, temperature=0.0, max_tokens=MOST_TOKENS)
     return str(reply["choices"][0]["message"]["content"])
 

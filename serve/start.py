@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from factory.gguf_file import read_gguf
 from serve.engine import Engine, llama_command, llama_server, own, vllm
 from serve.market import Installed
 from serve.router import make_router
@@ -53,18 +54,49 @@ def command(settings: Settings, base: Path, experts: list[Installed]) -> str:
     return shlex.join(words)
 
 
+COMPUTE_TOKENS = 512  # llama.cpp works on so many at once; each has its logits and some vectors in float32
+
+
+def parts(settings: Settings, base: Path, experts: list[Installed]) -> dict[str, int]:
+    """About what one engine of our own takes, bytes, by what for.
+
+    Keys and values are float16, of every layer and slot; that is for attention as Qwen, Llama and alike have it.
+    """
+    found = read_gguf(base)
+    arch = found.metadata.get("general.architecture")
+
+    def number(key: str, default: int = 0) -> int:
+        value = found.metadata.get(f"{arch}.{key}", default)
+        return int(max(value) if isinstance(value, list) else value)
+
+    heads, width = number("attention.head_count", 1), number("embedding_length")
+    size = number("attention.key_length", width // heads) + number("attention.value_length", width // heads)
+    a_token = number("block_count") * number("attention.head_count_kv", heads) * size * 2
+    vocabulary = len(found.metadata.get("tokenizer.ggml.tokens", ()))
+    compute = COMPUTE_TOKENS * 4 * (vocabulary + 8 * max(width, number("feed_forward_length")))
+    adapters = {expert.digest: expert.adapter.stat().st_size for expert in experts}
+    return {
+        "base": base.stat().st_size,
+        f"{len(adapters)} adapters": sum(adapters.values()),
+        f"kept prompts ({settings.slots} slots x {settings.context} tokens)": settings.slots
+        * settings.context
+        * a_token,
+        "work space": compute,
+    }
+
+
 def memory(settings: Settings, base: Path, experts: list[Installed]) -> int:
     """About what one engine of our own takes, bytes."""
-    return base.stat().st_size + sum(expert.adapter.stat().st_size for expert in experts)
+    return sum(parts(settings, base, experts).values())
 
 
 def memory_plan(settings: Settings, base: Path, experts: list[Installed]) -> list[tuple[str, str]]:
     """What an engine of our own takes, and what is free, as lines to print."""
-    adapters = sum(expert.adapter.stat().st_size for expert in experts)
-    parts = {"base": base.stat().st_size, f"{len(experts)} adapters": adapters}
-    total = memory(settings, base, experts)
-    lines = {**parts, "together": total, "free now": available(), "while replaced by a second": 2 * total}
-    return [(name, f"{size / 1e6:,.0f} MB") for name, size in lines.items()]
+    total, free = memory(settings, base, experts), available()
+    lines = {**parts(settings, base, experts), "together": total, "free now": free}
+    told = [(name, f"{size / 1e6:,.0f} MB") for name, size in lines.items()]
+    verdict = {2: "yes, and a second engine beside it for new experts", 1: "yes; new experts need --restart"}
+    return [*told, ("fits", verdict.get(min(free // max(total, 1), 2), "no: fewer slots, or a smaller context"))]
 
 
 def available() -> int:

@@ -194,9 +194,11 @@ class Supervisor:
         ready: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
 
+        adapters = list({expert.digest: expert for expert in reversed(experts)}.values())[::-1]  # each file once
+
         async def hold() -> None:
             try:
-                async with self.start(experts) as engine:
+                async with self.start(adapters) as engine:
                     ready.set_result(engine)
                     await stop.wait()
             except Exception as error:
