@@ -14,13 +14,15 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from factory.cli import app
 from factory.errors import UserError
 from factory.gguf_file import read_base
-from factory.package import probes
+from factory.package import package, probes
+from factory.paths import read_profile
 from factory.store import sha256
 from factory.template import read_template
 from serve.install import install
@@ -28,9 +30,12 @@ from serve.market import Installed, dmoe_home, market_experts, promote, read_sta
 from serve.package_check import opened
 from serve.router import make_router
 from serve.signing import Signer, sign, signer, trust
+from train.base_gguf import base_gguf
 
 sys.path.insert(0, str(Path(__file__).parent))
 import package_shapes as packages
+
+ROOT = Path(__file__).parents[1]
 
 KEY = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]
 
@@ -550,3 +555,33 @@ def test_probes_are_what_the_expert_alone_gets_right_shortest_first_and_one_of_e
     found = probes(template, rows + base)
     assert [probe["question"][-2] for probe in found] == ["1", "2", "0"]
     assert found[1]["says"] == template.answers[two].text
+
+
+def test_what_the_stage_packs_is_sound_and_its_card_is_one_for_the_hub(checkout, tiny_base, tiny_adapters, tiny_ggufs):
+    from huggingface_hub import ModelCard
+
+    shutil.copytree(tiny_base, checkout.root / "models" / "pocket", dirs_exist_ok=True)
+    folder, data, ours = checkout.expert("product", ""), checkout.dataset("product", ""), ROOT / "experts" / "product"
+    shutil.copytree(tiny_adapters[0], folder / "adapter")
+    shutil.copy(tiny_ggufs[0], folder / "adapter.gguf")
+    for name in ("eval.json", "audit.json"):
+        shutil.copy(ours / name, folder)
+    parity = json.loads((ours / "parity.json").read_text())
+    parity["sha256"] = {name: sha256(folder / name) for name in parity["sha256"]}
+    (folder / "parity.json").write_text(json.dumps(parity))
+    (folder / "gate.json").write_text("{}")
+    data.mkdir(parents=True)
+    for name in ("train.parquet", "holdout.parquet"):
+        (data / name).write_bytes(b"rows")
+    packages.write_rows(folder / "scores.parquet", packages.SCORES, [packages.score("expert", 1)])
+    profile = read_profile(checkout, "pocket")
+    gguf = base_gguf(checkout, profile)
+    for routed in (False, True):
+        if routed:
+            packages.write_safetensors(folder / "route.safetensors", {"prototypes": np.ones((2, 3), np.float32)})
+        package(checkout, "product", profile, gguf)
+        with opened(folder / "product.tar", read_base(gguf)) as found:
+            assert found.warnings == () and found.manifest.lora_id == "product_expert"
+            assert (found.folder / "route.safetensors").exists() == routed
+            front = ModelCard((found.folder / "README.md").read_text()).data
+            assert (front.library_name, front.license, front.base_model) == ("peft", "cc-by-4.0", "models/pocket")
