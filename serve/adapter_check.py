@@ -65,7 +65,8 @@ def read_strict(path: Path, where: str) -> Any:
 
 def parse_strict(data: bytes, where: str) -> Any:
     """The same of bytes that are there already."""
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*+"', b"", data, flags=re.DOTALL)
+    # A string that is never closed is taken to the end at once: trying again from each quote in it would take hours.
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', b"", data, flags=re.DOTALL)
     depths = accumulate(1 if mark in b"[{" else -1 for mark in re.findall(rb"[][{}]", bare))
     if max(depths, default=0) > DEEPEST:
         raise UserError(f"{where}: JSON nested more than {DEEPEST} levels deep; no package's is")
@@ -251,6 +252,10 @@ def check_peft(folder: Path, gguf: Gguf, rank: int, alpha: float, targets: list[
     _check_config(folder / "adapter_config.json", rank, alpha, targets, f"{where}: adapter/adapter_config.json")
     path, where = folder / "adapter_model.safetensors", f"{where}: adapter/adapter_model.safetensors"
     found = check_finite(path, where)
+    if len(found) != len(gguf.tensors):
+        raise UserError(
+            f"{where}: has {len(found)} tensors, adapter.gguf has {len(gguf.tensors)}; get the package again"
+        )
     stored = {_gguf_name(tensor, where): tensor for tensor in found}
     tensors = {tensor.name: tensor for tensor in gguf.tensors}
     if len(stored) < len(found):
@@ -272,14 +277,14 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _gguf_name(tensor: Stored, where: str) -> str:
-    found = re.fullmatch(
-        r"base_model\.model\.(?:[\w.]+\.)?layers\.(\d{1,4})\.[\w.]*?(\w+)\.lora_([AB])\.weight", tensor.name
-    )
-    if found and found[2] in LAYERS and tensor.kind in ("F32", "F16", "BF16"):
-        return f"blk.{int(found[1])}.{LAYERS[found[2]]}.weight.lora_{found[3].lower()}"
-    head = re.fullmatch(r"base_model\.model\.lm_head\.lora_([AB])\.weight", tensor.name)
-    if head:
-        return f"output.weight.lora_{head[1].lower()}"
+    """llama.cpp's name of PEFT's base_model.model.(...)layers.0.(...)q_proj.lora_A.weight, or of lm_head's."""
+    *path, layer, side, last = ["", "", "", *tensor.name.split(".")]
+    if last == "weight" and side in ("lora_A", "lora_B") and tensor.kind in ("F32", "F16", "BF16"):
+        number = path[path.index("layers") + 1 :][:1] if "layers" in path else []
+        if layer in LAYERS and number and re.fullmatch(r"[0-9]{1,4}", number[0]):
+            return f"blk.{int(number[0])}.{LAYERS[layer]}.weight.{side.lower()}"
+        if layer == "lm_head":
+            return f"output.weight.{side.lower()}"
     raise UserError(f"{where}: tensor {shown(tensor.name)} is no LoRA matrix of a linear layer; do not use it")
 
 

@@ -42,7 +42,7 @@ def _from_url(source: str, work: Path) -> Path:
             url = httpx.URL(source)
             for _ in range(5):
                 _refuse_url(url, source)
-                with client.stream("GET", url) as response:
+                with client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
                     if response.next_request is None:
                         _save(response, target, source)
                         return target
@@ -57,7 +57,7 @@ def _save(response: Any, target: Path, source: str) -> None:
         raise UserError(f"{shown(source)}: the server says {response.status_code} {response.reason_phrase}")
     left = LARGEST_DOWNLOAD
     with target.open("xb") as out:
-        for block in response.iter_bytes(MIB):
+        for block in response.iter_raw(MIB):  # unpacked, one small block could fill the memory
             left -= out.write(block)
             if left < 0:
                 raise UserError(f"{shown(source)}: is larger than {LARGEST_DOWNLOAD:,} bytes; no package is")

@@ -209,8 +209,13 @@ def _installed(expert: Path, digest: str, suffix: str, routed: bool) -> Installe
         found = read_manifest(expert / digest / "manifest.json")
     except UserError as error:
         raise UserError(f"{str(error).splitlines()[0]}\n  then run: dmoe remove {expert.name}") from None
-    called = found.name if expert.name == found.lora_id else expert.name
+    called = _called(expert, {"name": found.name, "lora_id": found.lora_id})
     return replace(found, name=called + suffix, lora_id=expert.name, routed=routed)
+
+
+def _called(expert: Path, manifest: dict[str, Any]) -> str:
+    """An expert's name here: its folder's, where `install --as` chose that, else its own."""
+    return str(manifest["name"]) if expert.name == manifest["lora_id"] else expert.name
 
 
 @contextmanager
@@ -236,11 +241,16 @@ def find(folder: Path, name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    names = {expert.name.removesuffix("@next"): expert.lora_id for expert in market_experts(folder)}
-    names |= {lora_id: lora_id for lora_id in names.values()}
-    if name not in names:
-        raise UserError(f"{shown(name)} is not installed; there are {', '.join(sorted(names)) or 'none'}")
-    return folder / "installed" / names[name]
+    known: dict[str, Path] = {}
+    for path in sorted(folder.glob("installed/*/state.json")):
+        manifest = path.parent / str(read_state(path.parent).current) / "manifest.json"
+        if path.parent.name == name or not manifest.exists():
+            known[path.parent.name] = path.parent
+        else:
+            known[_called(path.parent, read_json(manifest))] = path.parent
+    if name not in known:
+        raise UserError(f"{shown(name)} is not installed; there are {', '.join(sorted(known)) or 'none'}")
+    return known[name]
 
 
 def promote(folder: Path, name: str) -> State:

@@ -85,7 +85,7 @@ class Scores(Open):
 
 
 class Audit(Open):
-    says: list[Prose]
+    says: Annotated[list[Prose], Field(max_length=100)]
 
 
 class Manifest(Strict):
@@ -179,7 +179,7 @@ def _strict(model: Any, raw: Any, where: str) -> Any:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"])) or "it"
         raise UserError(f"{where}: {plain(key)[:80]}: {first['msg']} (it is {shown(first['input'])})") from None
 

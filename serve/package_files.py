@@ -19,8 +19,8 @@ SUMS, SIGNATURE, PUBLISHER = "SHA256SUMS", "signature.json", "publisher.pub"
 LARGEST = {  # every file that a package may hold, and the most bytes of it
     "README.md": MIB, "SHA256SUMS": 16 * KIB, "adapter.gguf": 4 * GIB, "adapter/README.md": MIB,
     "adapter/adapter_config.json": 64 * KIB, "adapter/adapter_model.safetensors": 4 * GIB, "audit.json": 4 * MIB,
-    "eval.json": 4 * MIB, "gate.json": MIB, "manifest.json": 4 * MIB, "parity.json": MIB, "publisher.pub": 4 * KIB,
-    "route.safetensors": 64 * MIB, "scores.parquet": 64 * MIB, "signature.json": 64 * KIB, "template.json": 4 * MIB,
+    "eval.json": 4 * MIB, "gate.json": MIB, "manifest.json": 256 * KIB, "parity.json": MIB, "publisher.pub": 4 * KIB,
+    "route.safetensors": 64 * MIB, "scores.parquet": 64 * MIB, "signature.json": 64 * KIB, "template.json": 512 * KIB,
 }  # fmt: skip
 OPTIONAL = {"adapter/README.md", "route.safetensors", SIGNATURE, PUBLISHER}
 UNLISTED = {SUMS, SIGNATURE, PUBLISHER}  # a signature is of the sums too, so they cannot hold its own

@@ -6,13 +6,13 @@ from pathlib import Path
 from factory.errors import UserError
 from factory.schema import SCORES, read_rows
 from factory.store import read_json, read_text
-from serve.ask import MOST_TOKENS
 from serve.engine import Loaded, ask, started
 from serve.market import Installed, market_experts
 from serve.package_check import Figure, Manifest, Package, plain
 from serve.signing import Signer, known_as, publisher
 
 COLUMNS = ["name", "version", "state", "lora_id", "package", "signer", "chosen by auto"]
+MOST_TOKENS = 512  # of a reply, as when the publisher measured
 MEASURES = ("mention", "right", "in_form")
 
 
@@ -48,7 +48,7 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
     """(name, value) of what a package claims, from its manifest: a card is free text and may say anything."""
     expert, base, declares = manifest.scores.expert, manifest.scores.base, manifest.declares
     rates = [(f"{name}, base -> expert", _claim(getattr(base, name), getattr(expert, name))) for name in MEASURES]
-    return [
+    told = [
         ("name", f"{manifest.name} {manifest.version} ({manifest.lora_id})"),
         ("says of itself", manifest.description),
         ("base", f"{manifest.base_model} ({manifest.base.file})"),
@@ -59,6 +59,7 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("audit", "; ".join(manifest.audit.says)),
         ("all figures are", "claimed by the publisher; dmoe verify --rescore measures some of them here"),
     ]
+    return [(name, plain(" ".join(text.split()))) for name, text in told]  # a new line could pass for one of ours
 
 
 def _claim(base: Figure, expert: Figure) -> str:

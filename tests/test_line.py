@@ -5,16 +5,19 @@ import shutil
 import tarfile
 
 import pytest
+from huggingface_hub import ModelCard
 
 from factory.build import build
 from factory.errors import UserError
 from factory.generate import generate
+from factory.gguf_file import read_base
 from factory.package import package
 from factory.paths import read_params, read_profile
 from factory.schema import ROWS, read_rows
 from factory.store import read_json
 from serve.ask import answers
 from serve.market import installed
+from serve.package_check import opened
 from train.audit import Plan, audit
 from train.base_gguf import base_gguf
 from train.export import export
@@ -71,10 +74,13 @@ def test_seeds_become_a_packed_and_served_expert(small):
     first = tar.read_bytes()
     package(small, "product", profile, base)
     assert tar.read_bytes() == first  # equal inputs, equal bytes
-    with tarfile.open(tar) as opened:
-        assert f"{manifest['lora_id']}/adapter.gguf" in opened.getnames()
-        card = opened.extractfile(f"{manifest['lora_id']}/README.md").read().decode()
+    with tarfile.open(tar) as inside:
+        assert f"{manifest['lora_id']}/adapter.gguf" in inside.getnames()
+        card = inside.extractfile(f"{manifest['lora_id']}/README.md").read().decode()
     assert manifest["audit"]["says"][-1] in card and "not a guarantee" in card
+    assert ModelCard(card).data.library_name == "peft"
+    with opened(tar, read_base(base)) as packed:  # as a stranger would
+        assert packed.warnings == () and packed.manifest.lora_id == manifest["lora_id"]
 
     gguf, shipped = small.expert("product", "adapter.gguf"), small.expert("product", "adapter.gguf").read_bytes()
     gguf.write_bytes(shipped + b"0")

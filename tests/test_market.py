@@ -1,5 +1,6 @@
 """The market on the disk: install, upgrade, go back, remove, sign, trust, and what a kill leaves."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,24 +11,31 @@ import sys
 import threading
 import time
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from factory.cli import app
 from factory.errors import UserError
 from factory.gguf_file import read_base
+from factory.package import package, probes
+from factory.paths import read_profile
 from factory.store import sha256
+from factory.template import read_template
 from serve.install import install
 from serve.market import Installed, dmoe_home, market_experts, promote, read_state, remove, rollback
 from serve.package_check import opened
 from serve.router import make_router
 from serve.signing import Signer, sign, signer, trust
+from train.base_gguf import base_gguf
 
 sys.path.insert(0, str(Path(__file__).parent))
 import package_shapes as packages
+
+ROOT = Path(__file__).parents[1]
 
 KEY = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]
 
@@ -435,3 +443,145 @@ def test_a_package_is_tried_and_measured_again_without_being_installed(make, sho
         "claimed, of these" in told and "word for word the same reply" in told and told.splitlines()[-1] == "unsigned"
     )
     assert not (house / "installed").exists()
+
+
+# -- from the Hub, and what the package holds ---------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The few addresses of a hub that a download asks, for the files of the folder `repository`."""
+    root, commit = tmp_path / "repository", "c" * 40
+
+    class Hub(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            path, resolve = self.path.partition("?")[0], f"/ann/red/resolve/{commit}/"
+            files = {str(p.relative_to(root)): p for p in root.rglob("*") if p.is_file()}
+            oids = {name: hashlib.sha1(p.read_bytes()).hexdigest() for name, p in files.items()}
+            if path.startswith(resolve):
+                name = path.removeprefix(resolve)
+                return self.send(files[name].read_bytes(), ETag=f'"{oids[name]}"')
+            if path.startswith("/api/models/ann/red/tree/"):
+                tree = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": oids[n]} for n, p in files.items()]
+                return self.send(json.dumps(tree).encode())
+            if path.startswith("/api/models/ann/red"):
+                siblings = [{"rfilename": n, "size": p.stat().st_size, "blobId": oids[n]} for n, p in files.items()]
+                return self.send(json.dumps({"id": "ann/red", "sha": commit, "siblings": siblings}).encode())
+            self.send_error(404)
+
+        def send(self, data, **headers):
+            self.send_response(200)
+            for key, value in {"Content-Length": len(data), "X-Repo-Commit": commit, **headers}.items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield root, f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+FROM_HUB = """
+import sys
+from pathlib import Path
+from factory.errors import UserError
+from factory.gguf_file import read_base
+from serve.install import install
+try:
+    print(install(sys.argv[1], Path(sys.argv[2]), read_base(Path(sys.argv[3])), {}).name)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_package_comes_from_a_hub_without_what_a_hub_adds(make, house, hub, tiny_gguf):
+    root, url = hub
+    make(folder="repository")
+    (root / ".gitattributes").write_text("*.gguf lfs")
+    env = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+    def get(source):
+        command = [sys.executable, "-c", FROM_HUB, source, house, tiny_gguf]
+        return subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip()
+
+    assert get("hf://ann/red@main") == "red"
+    assert get("hf://ann/green").startswith("'hf://ann/green': the Hub did not give it: ")
+    assert named(house) == [("red", True)]
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")  # PEFT asks transformers for a property that it has renamed
+def test_a_package_unpacked_is_a_folder_that_peft_loads(make, base, tiny_base):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with opened(make(), base) as package:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), package.folder / "adapter")
+    assert model.peft_config["default"].r == 4
+
+
+def test_probes_are_what_the_expert_alone_gets_right_shortest_first_and_one_of_each_answer(home):
+    template = read_template(home.template("medical"))
+    one, two = list(template.answers)[:2]
+
+    def row(i, answer, tokens, arm="expert", right=True, reply=None):
+        reply = reply or f"It is {template.answers[answer].text}."
+        return {
+            **packages.score(arm, i),
+            "answer": answer,
+            "tokens": tokens,
+            "right": right,
+            "in_form": right,
+            "reply": reply,
+        }
+
+    rows = [
+        row(0, one, 9),
+        row(1, one, 5),
+        row(2, two, 20),
+        row(3, one, 4, right=False),
+        row(4, one, 1),
+        row(6, two, 1),
+    ]
+    base = [row(i, one, 300, "base", reply="It depends.") for i in (0, 1, 2, 3)]
+    base.append(row(4, one, 300, "base"))  # the base says it too; question 6 was not asked of it
+    found = probes(template, rows + base)
+    assert [probe["question"][-2] for probe in found] == ["1", "2", "0"]
+    assert found[1]["says"] == template.answers[two].text
+
+
+def test_what_the_stage_packs_is_sound_and_its_card_is_one_for_the_hub(checkout, tiny_base, tiny_adapters, tiny_ggufs):
+    from huggingface_hub import ModelCard
+
+    shutil.copytree(tiny_base, checkout.root / "models" / "pocket", dirs_exist_ok=True)
+    folder, data, ours = checkout.expert("product", ""), checkout.dataset("product", ""), ROOT / "experts" / "product"
+    shutil.copytree(tiny_adapters[0], folder / "adapter")
+    shutil.copy(tiny_ggufs[0], folder / "adapter.gguf")
+    for name in ("eval.json", "audit.json"):
+        shutil.copy(ours / name, folder)
+    parity = json.loads((ours / "parity.json").read_text())
+    parity["sha256"] = {name: sha256(folder / name) for name in parity["sha256"]}
+    (folder / "parity.json").write_text(json.dumps(parity))
+    (folder / "gate.json").write_text("{}")
+    data.mkdir(parents=True)
+    for name in ("train.parquet", "holdout.parquet"):
+        (data / name).write_bytes(b"rows")
+    packages.write_rows(folder / "scores.parquet", packages.SCORES, [packages.score("expert", 1)])
+    profile = read_profile(checkout, "pocket")
+    gguf = base_gguf(checkout, profile)
+    for routed in (False, True):
+        if routed:
+            packages.write_safetensors(folder / "route.safetensors", {"prototypes": np.ones((2, 3), np.float32)})
+        package(checkout, "product", profile, gguf)
+        with opened(folder / "product.tar", read_base(gguf)) as found:
+            assert found.warnings == () and found.manifest.lora_id == "product_expert"
+            assert (found.folder / "route.safetensors").exists() == routed
+            front = ModelCard((found.folder / "README.md").read_text()).data
+            assert (front.library_name, front.license, front.base_model) == ("peft", "cc-by-4.0", "models/pocket")
