@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route as Path_
 
 from factory.errors import UserError
@@ -30,6 +30,14 @@ from serve.supervisor import Serving, Supervisor
 from serve.turns import Gone
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+PAGE = {path.name: path for path in (Path(__file__).parent / "pages").iterdir()}
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Gateway:
@@ -136,6 +144,27 @@ class Gateway:
             return JSONResponse({"status": "not ready", "why": self.supervisor.trouble}, 503, {"Retry-After": "2"})
         return JSONResponse({"status": "ready", "engine": serving.engine.kind, "experts": len(serving.experts)})
 
+    async def status(self, request: Request) -> Response:
+        """Load, for the page: what runs and waits, tokens said so far, each expert's last probe (null: none yet)."""
+        self.client(request)
+        serving, restarts = self.supervisor.serving, self.supervisor.restarts
+        always = {"ready": serving is not None, "restarts": restarts, "tokens": self.metrics.said()}
+        if serving is None:
+            return JSONResponse({**always, "trouble": self.supervisor.trouble})
+        turns, applied = serving.engine.turns, self.supervisor.applied
+        experts = {e.name: {"adapter": e.digest, "applied": applied.get(e.name)} for e in serving.experts.values()}
+        return JSONResponse({
+            **always, "engine": serving.engine.kind, "running": turns.running.total(), "slots": turns.slots,
+            "waiting": turns.length, "queue": turns.most, "experts": experts,
+        })  # fmt: skip
+
+    async def page(self, request: Request) -> Response:
+        """What a browser shows at `/`. It holds nothing of its own: what it asks for needs the client's key."""
+        path = PAGE.get(request.path_params.get("name", "index.html"))
+        if path is None:
+            raise Refusal(404, "there is no such page", "not_found")
+        return FileResponse(path, headers=PAGE_HEADERS)
+
     async def show_metrics(self, request: Request) -> Response:
         if self.settings.keys or self.settings.admin:
             self.admin(request)
@@ -177,6 +206,8 @@ def app(supervisor: Supervisor, settings: Settings, admin_token: str = "") -> St
     """The gateway as an ASGI application; the engine starts and ends with its lifespan, where that is on."""
     gateway = Gateway(supervisor, settings, admin_token)
     routes = [
+        Path_("/", gateway.page),
+        Path_("/page/{name}", gateway.page),
         Path_(CHAT, gateway.complete, methods=["POST"]),
         Path_(TEXT, gateway.complete, methods=["POST"]),
         Path_("/v1/models", gateway.models),
@@ -184,6 +215,7 @@ def app(supervisor: Supervisor, settings: Settings, admin_token: str = "") -> St
         Path_("/lora-adapters", gateway.adapters, methods=["GET", "POST"]),
         Path_("/health", gateway.health),
         Path_("/ready", gateway.ready),
+        Path_("/status", gateway.status),
         Path_("/metrics", gateway.show_metrics),
         Path_("/admin/reload", gateway.reload, methods=["POST"]),
     ]

@@ -52,6 +52,11 @@ class Metrics:
                 self.applied.labels(expert).set(applied)
         return bytes(generate_latest(self.registry))
 
+    def said(self) -> int:
+        """Tokens of all replies that have ended."""
+        samples = [sample for metric in self.tokens.collect() for sample in metric.samples]
+        return int(sum(s.value for s in samples if s.name.endswith("_total") and s.labels["kind"] == "said"))
+
     def tokens_of(self, expert: str, timings: dict[str, Any], usage: dict[str, Any]) -> None:
         """Counts one reply's tokens: llama.cpp's timings tell them apart, others' usage knows less."""
         said = timings.get("predicted_n", usage.get("completion_tokens", 0))

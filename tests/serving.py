@@ -1,8 +1,11 @@
 """What several test modules need to serve: experts on the tiny base, a supervisor, a gateway on a real port."""
 
 import asyncio
+import os
+import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 
@@ -59,3 +62,21 @@ def live(supervisor, settings, token=""):
         server.should_exit = True
         running.join()
         listener.close()
+
+
+def kill_engine(supervisor):
+    """As the kernel would: without a word. Its pid is that of the only child that runs llama.cpp."""
+    port = str(supervisor.serving.engine.session._base_url.port)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"factory.llama" in (process / "cmdline").read_bytes() and port in listening(process):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("no engine found")
+
+
+def listening(process):
+    """The ports on which a process listens."""
+    inodes = {os.readlink(fd)[8:-1] for fd in (process / "fd").iterdir() if os.readlink(fd).startswith("socket:[")}
+    rows = [line.split() for line in (process / "net/tcp").read_text().splitlines()[1:]]
+    return {str(int(row[1].split(":")[1], 16)) for row in rows if row[3] == "0A" and row[9] in inodes}

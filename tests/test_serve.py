@@ -1,18 +1,14 @@
 """The gateway over a real engine: who answers, why, and what never gets through."""
 
 import json
-import os
 import random
-import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from serving import expert, red_and_blue, supervised
+from serving import expert, kill_engine, red_and_blue, supervised
 from starlette.testclient import TestClient
 
 from factory.errors import UserError
@@ -294,24 +290,6 @@ def until(client, path, status, seconds=60):
         assert time.monotonic() < end, found.text
         time.sleep(0.05)
     return found
-
-
-def kill_engine(supervisor):
-    """As the kernel would: without a word. Its pid is that of the only child that runs llama.cpp."""
-    port = str(supervisor.serving.engine.session._base_url.port)
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if b"factory.llama" in (process / "cmdline").read_bytes() and port in listening(process):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-    raise AssertionError("no engine found")
-
-
-def listening(process):
-    """The ports on which a process listens."""
-    inodes = {os.readlink(fd)[8:-1] for fd in (process / "fd").iterdir() if os.readlink(fd).startswith("socket:[")}
-    rows = [line.split() for line in (process / "net/tcp").read_text().splitlines()[1:]]
-    return {str(int(row[1].split(":")[1], 16)) for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 def test_a_killed_engine_is_503_with_retry_after_and_comes_back_by_itself(tiny_gguf, experts, tmp_path, alone):
