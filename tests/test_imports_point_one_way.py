@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = {"factory", "train", "serve"}
-GROUND = {"errors", "yaml12", "paths", "schema", "store", "template", "seeds", "tokens", "llama", "progress"}
+GROUND = {
+    "errors",
+    "yaml12",
+    "paths",
+    "schema",
+    "store",
+    "template",
+    "seeds",
+    "tokens",
+    "llama",
+    "progress",
+    "embed",
+    "routing",
+}
 MODULES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 
