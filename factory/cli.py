@@ -251,6 +251,30 @@ def audit(expert: Expert) -> None:
 
 
 @app.command()
+def encoder() -> None:
+    """Distil the router's static table of word vectors from all-MiniLM-L6-v2; `make encoder` fetches that first."""
+    from factory.embed import distil
+    from factory.errors import relative
+    from factory.store import need
+
+    home, _, _ = _checkout()
+    distil(need(home.minilm, "make encoder"), home.table)
+    typer.echo(f"wrote {relative(home.table)}")
+
+
+@app.command()
+def fit(expert: Expert) -> None:
+    """Learn which questions are the expert's own, for the router: against everyday ones, with both encoders."""
+    from factory.embed import load_encoder
+    from factory.fit import fit
+    from factory.table import print_pairs
+
+    home, _, _ = _checkout(expert)
+    joints = fit(home, expert, [load_encoder(home.table), load_encoder(home.minilm)]).joints.items()
+    print_pairs([(name, f"from {j.threshold:.1f} on; with a keyword from {j.threshold_hit:.1f}") for name, j in joints])
+
+
+@app.command()
 def package(expert: Expert) -> None:
     """Write the marketplace package and its manifest (stage 9)."""
     from factory.package import package
@@ -315,13 +339,36 @@ def demo() -> None:
 
 def _answer(home: "Home", profile: "Profile", questions: list[tuple[str, str]], beside: bool) -> None:
     """Prints the replies to (question, model) pairs; model is auto, base or an expert's name."""
+    from factory.embed import find_encoder
     from factory.table import print_replies
     from serve.ask import answers
     from serve.market import installed
 
     experts, log = installed(home), home.work / "logs" / "ask.log"
-    for question, replies in answers(_base_gguf(home, profile), experts, questions, beside, log):
+    for question, replies in answers(_base_gguf(home, profile), experts, questions, beside, log, find_encoder(home)):
         print_replies(question, replies)
+
+
+@app.command()
+def route(
+    turns: Annotated[list[str], typer.Argument(help="A question; several are the turns of one conversation.")],
+    encoder: Annotated[str, typer.Option(help="static, minilm or none; without it the best that is there.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for programs.")] = False,
+) -> None:
+    """Say which expert would answer a question, and why: keywords, scores, thresholds. Asks nobody."""
+    import json
+
+    from factory.embed import find_encoder
+    from factory.table import print_route
+    from serve.market import dmoe_home, served
+    from serve.router import make_router, route
+
+    home, _, _ = _checkout()
+    found = route(make_router(served(home, dmoe_home()), find_encoder(home, encoder)), turns).explain()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_route(found)
 
 
 @app.command()
@@ -340,9 +387,10 @@ def serve(
     from factory.table import print_pairs
     from serve.gateway import listen, serve
     from serve.market import dmoe_home, served
-    from serve.start import command, memory_plan, supervisor_for
+    from serve.start import command, encoder_for, memory_plan, supervisor_for
 
     home, settings, base = _serving(config, host, port)
+    root = config.parent if config else home.root if home else dmoe_home()
     experts = served(home, dmoe_home())  # a mistake in them is told before the port is taken
     if print_command:
         return typer.echo(command(settings, base, experts))
@@ -355,8 +403,9 @@ def serve(
     work, note = home.work if home else dmoe_home(), dmoe_home() / "server.json"
     listener = listen(settings)
     supervisor = supervisor_for(
-        settings, base, lambda: served(home, dmoe_home()), work / "logs" / "serve.log", work / "scaled"
-    )
+        settings, base, lambda: served(home, dmoe_home()), work / "logs" / "serve.log", work / "scaled",
+        encoder_for(settings, home, root),
+    )  # fmt: skip
     serve(supervisor, settings, listener, note, ready)
 
 

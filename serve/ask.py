@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.embed import Encoder
 from serve.engine import ask, started
 from serve.market import Installed
 from serve.router import Route, make_router, route
@@ -22,10 +23,15 @@ class Answer:
 
 
 def answers(
-    base: Path, experts: Sequence[Installed], questions: Sequence[tuple[str, str]], beside: bool, log: Path
+    base: Path,
+    experts: Sequence[Installed],
+    questions: Sequence[tuple[str, str]],
+    beside: bool,
+    log: Path,
+    encoder: Encoder | None = None,
 ) -> Iterator[tuple[str, list[Answer]]]:
     """For each (question, model) the replies, greedy; model is auto (routed), base, or an expert's name."""
-    router = make_router(experts)
+    router = make_router(experts, encoder)
     with started(base, experts, slots=1, log=log) as engine:
         for question, model in questions:
             named = Route(None if model == "base" else model, "asked for by name")

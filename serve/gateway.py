@@ -115,7 +115,7 @@ class Gateway:
         if not isinstance(turns, str | list) or not all(isinstance(turn, str) for turn in turns) or not turns:
             raise Refusal(400, "give a question: ?q=..., or text, or messages", "invalid_messages")
         chosen = route((await self.serving()).router, turns)
-        return JSONResponse(explained(chosen))
+        return JSONResponse(chosen.explain())
 
     # -- llama.cpp's contract, for one client -------------------------------------------------------------
 
@@ -179,11 +179,6 @@ class Gateway:
         except UserError as error:
             raise Refusal(409, str(error), "not_reloaded") from None
         return JSONResponse(done)
-
-
-def explained(chosen: Any) -> dict[str, Any]:
-    """A route as JSON."""
-    return {"expert": chosen.expert, "reason": chosen.reason}
 
 
 @asynccontextmanager

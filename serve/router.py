@@ -1,13 +1,47 @@
-"""Which expert answers: keywords at word boundaries, vetoed by negative keywords, else the base."""
+"""Which expert answers: keywords, the meaning of the question, a threshold of each expert's own; else the base.
 
-import re
+A keyword counts at word boundaries; a negative keyword bars its expert. What `dmoe fit` learned of an expert
+(factory/routing.py) then scores the question: without a keyword it must reach the expert's threshold, with one a lower
+threshold. An expert that brings nothing of the kind is chosen by its keywords alone. Of those that reach theirs, the
+one that is furthest above answers. A later turn of a conversation stays with the expert of the turn before where it
+only makes sense as its continuation.
+"""
+
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.embed import Encoder, Floats
+from factory.routing import LONGEST, WORDS, Routing, View, buckets, read_routing, words
 from serve.market import Installed
 
-WORD = re.compile(r"\w+(?:'\w+)*")
 Gram = tuple[str, ...]
+Rows = NDArray[np.int64]
+
+COARSE = 64  # leading axes, of which the first look at all experts is made
+NEAREST = 32  # experts that are looked at closely
+TURNS = 8  # of a conversation, the last ones that count
+TOP = 5  # scores that are told
+
+# how a message begins, or points back, that goes on with the last; and how one begins that does not
+OPENERS = {
+    *words("and but or so then also ok okay why really sure even only since because worse better without with for")
+}
+BACK = {*words("it its that this these those they them one ones he she his her there instead either too")}
+ANEW = {*words("tell write set give sing play plan translate spell hello hi hey thanks recommend")}
+LOSES_BACK, LOSES = 7.0, 3.0  # log odds that the topic may lose by it: pointing back, or not
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a question stands with one expert: log odds, and what they must reach; both 0 where it has keywords alone."""
+
+    expert: str
+    score: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -16,48 +50,250 @@ class Route:
 
     expert: str | None
     reason: str
+    hits: tuple[tuple[str, str], ...] = ()  # (expert, keyword)
+    vetoes: tuple[tuple[str, str], ...] = ()  # (expert, negative keyword)
+    scores: tuple[Score, ...] = ()  # the furthest above its threshold first
+    encoder: str = ""  # empty: keywords and words alone
+    stayed: bool = False  # with the expert of an earlier turn
+
+    def explain(self) -> dict[str, Any]:
+        """All of it, ready for JSON. `margin`: how much further above its threshold the first is than the second."""
+        above = [one.score - one.threshold for one in self.scores]
+        return {
+            "expert": self.expert, "reason": self.reason, "stayed": self.stayed, "encoder": self.encoder or None,
+            "hits": [{"expert": expert, "keyword": keyword} for expert, keyword in self.hits],
+            "vetoes": [{"expert": expert, "keyword": keyword} for expert, keyword in self.vetoes],
+            "scores": [vars(one) for one in self.scores],
+            "threshold": self.scores[0].threshold if self.scores else None,
+            "margin": round(above[0] - above[1], 3) if len(above) > 1 else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted of all experts, side by side. An expert is a row; its directions begin at `starts[row]`."""
+
+    names: list[str]
+    joints: Floats  # [experts, 5]: words, meaning, bias, threshold, threshold_hit
+    starts: Rows  # [experts + 1]
+    by_words: NDArray[np.float16]  # [directions, BUCKETS]
+    words_bias: Floats  # [directions]
+    by_meaning: Floats  # [directions, axes]; no axes where there is no encoder
+    meaning_bias: Floats
+    coarse: Floats  # [experts, COARSE] centroids
+    blind: Rows  # rows that know nothing of the encoder: told by words
 
 
 @dataclass(frozen=True)
 class Router:
-    """Word n-gram -> the experts it speaks for, and against. Looking up costs the same for any number of experts."""
+    """Word n-gram -> the experts it speaks for, and against: looking up costs the same for any number of experts."""
 
     wanted: dict[Gram, list[str]]
     vetoed: dict[Gram, list[str]]
     longest: int  # words in the longest keyword
+    fitted: Fitted | None = None
+    rows: dict[str, int] | None = None  # name -> row of `fitted`
+    encoder: Encoder | None = None
 
 
-def words(text: str) -> Gram:
-    """The words of a text, in lower case, without a possessive's ending; a hyphen parts words."""
-    return tuple(word.removesuffix("'s") for word in WORD.findall(text.casefold().replace("\u2019", "'")))
+def make_router(experts: Iterable[Installed], encoder: Encoder | None = None) -> Router:
+    """A router over the experts that `auto` may choose.
 
-
-def make_router(experts: Iterable[Installed]) -> Router:
-    """A router over the experts' keywords."""
+    Raises:
+        UserError: what was fitted of one of them is damaged.
+    """
     wanted: dict[Gram, list[str]] = {}
     vetoed: dict[Gram, list[str]] = {}
+    known: dict[str, Routing] = {}
     for expert in experts:
+        if not expert.routed:
+            continue
         for table, keywords in ((wanted, expert.keywords), (vetoed, expert.not_keywords)):
             for gram in {words(keyword) for keyword in keywords} - {()}:
                 table.setdefault(gram, []).append(expert.name)
-    return Router(wanted, vetoed, max(map(len, [*wanted, *vetoed]), default=0))
+        if expert.routing:
+            known[expert.name] = read_routing(expert.routing)
+    return over(wanted, vetoed, known, encoder)
+
+
+def over(
+    wanted: dict[Gram, list[str]], vetoed: dict[Gram, list[str]], known: dict[str, Routing], encoder: Encoder | None
+) -> Router:
+    """A router over tables of keywords and what was fitted."""
+    longest = max(map(len, [*wanted, *vetoed]), default=0)
+    if not known:
+        return Router(wanted, vetoed, longest)
+    fitted = side_by_side(known, encoder)
+    return Router(wanted, vetoed, longest, fitted, {name: row for row, name in enumerate(fitted.names)}, encoder)
+
+
+def side_by_side(known: dict[str, Routing], encoder: Encoder | None) -> Fitted:
+    """One matrix of all experts' directions in each space; an expert fitted with another encoder is told by words."""
+    axes = len(encoder.encode(["axes"])[0]) if encoder else 0
+    meant = {name: view for name in known if (view := _meant(known[name], encoder, axes))}
+    joints = [known[name].joints[encoder.name if encoder and name in meant else WORDS] for name in known]
+    views = [routing.views[WORDS] for routing in known.values()]
+    starts = np.cumsum([0, *(len(view.bias) for view in views)])
+    by_meaning, meaning_bias = np.zeros((starts[-1], axes), np.float32), np.zeros(starts[-1], np.float32)
+    coarse = np.zeros((len(known), min(COARSE, axes)), np.float32)
+    for row, name in enumerate(known):
+        if name in meant:
+            place = slice(starts[row], starts[row + 1])
+            by_meaning[place], meaning_bias[place] = meant[name].weights, meant[name].bias
+            coarse[row] = meant[name].centroid[:COARSE]
+    numbers = [[j.words, j.meaning, j.bias, j.threshold, j.threshold_hit] for j in joints]
+    return Fitted(
+        list(known), np.array(numbers, np.float32), starts, np.concatenate([view.weights for view in views]),
+        np.concatenate([view.bias for view in views]), by_meaning, meaning_bias, coarse,
+        np.array([row for row, name in enumerate(known) if name not in meant], np.int64),
+    )  # fmt: skip
+
+
+def _meant(routing: Routing, encoder: Encoder | None, axes: int) -> View | None:
+    """The expert's directions in this very encoder's space, if it has any."""
+    joint = routing.joints.get(encoder.name) if encoder else None
+    if encoder is None or joint is None or joint.digest != encoder.digest:
+        return None
+    view = routing.views[encoder.name]
+    return view if view.weights.shape[1] == axes else None  # strangers may claim any digest
 
 
 def route(router: Router, turns: str | Sequence[str]) -> Route:
-    """The expert whose keywords cover most words of the last turn; the base on none, on a veto or on a tie."""
-    text_words = words(turns if isinstance(turns, str) else turns[-1])
+    """Who answers the last of `turns`: the user's messages of a conversation, oldest first; a text is one turn."""
+    chosen, topic = Route(None, "no question"), ""
+    for text in [turns] if isinstance(turns, str) else turns[-TURNS:]:
+        found = _alone(router, text)
+        if found.expert is None and chosen.expert and _goes_on(router, chosen.expert, topic, text):
+            reason = f"stays with {chosen.expert}: goes on with what was asked before"
+            chosen, topic = replace(found, expert=chosen.expert, reason=reason, stayed=True), f"{topic} {text}"
+        else:
+            chosen, topic = found, text
+    return chosen
+
+
+def _goes_on(router: Router, expert: str, topic: str, text: str) -> bool:
+    """Whether `text`, no expert's by itself, is about what `topic` was.
+
+    Said in one breath with the topic it must still be the expert's, and not much less so than the topic alone: how much
+    less it may be depends on whether it points back (`it`, `and ...`). A request that begins anew never goes on.
+    """
+    spoken = words(text[:LONGEST])
+    if not spoken or spoken[0] in ANEW or expert in _keywords(router, text)[1]:
+        return False
+    points_back = spoken[0] in OPENERS or not BACK.isdisjoint(spoken)
+    row = (router.rows or {}).get(expert)
+    if row is None or router.fitted is None:  # keywords alone: the topic is nothing that can be measured
+        return points_back
+    whole, alone = (_above_of(router, row, part) for part in (f"{topic} {text}", topic))
+    return whole > 0 and alone - whole < (LOSES_BACK if points_back else LOSES)
+
+
+def _above_of(router: Router, row: int, text: str) -> float:
+    """How far above its threshold one expert stands, its keywords left aside."""
+    fitted, vector = router.fitted, router.encoder.encode([text])[0] if router.encoder else None
+    assert fitted is not None
+    return float(_score(fitted, np.array([row]), buckets(text), vector)[0] - fitted.joints[row, 3])
+
+
+def _alone(router: Router, text: str) -> Route:
+    """The choice for one question without a conversation."""
+    hits, vetoes = _keywords(router, text)
+    barred = dict(vetoes)
+    held = {name: sum(len(gram) for gram in grams) for name, grams in hits.items() if name not in barred}
+    scores = _scores(router, text, held, barred)
+    told = Route(
+        None, "no keyword",
+        tuple((name, " ".join(gram)) for name in sorted(hits) for gram in hits[name]),
+        tuple((name, " ".join(gram)) for name, gram in sorted(vetoes.items())), tuple(scores[:TOP]),
+        router.encoder.name if router.encoder and router.fitted else "",
+    )  # fmt: skip
+    if scores and _above(scores[0]) > 0:
+        return _decided(told, scores, hits)
+    if hits and not held:
+        return replace(
+            told, reason="vetoed: " + ", ".join(f"{name} (not: {' '.join(barred[name])})" for name in sorted(hits))
+        )
+    if scores:
+        return replace(told, reason=f"none is near enough: {_told(scores[0])}")
+    return told
+
+
+def _decided(told: Route, scores: list[Score], hits: dict[str, list[Gram]]) -> Route:
+    tied = sorted(one.expert for one in scores if _above(one) == _above(scores[0]))
+    if len(tied) > 1:
+        return replace(told, reason=f"tie: {', '.join(tied)}")
+    name = scores[0].expert
+    if name in hits:
+        return replace(told, expert=name, reason="keywords: " + ", ".join(" ".join(gram) for gram in hits[name]))
+    how = "meaning" if told.encoder else "words"
+    return replace(told, expert=name, reason=f"{how}: {scores[0].score:.1f} over {scores[0].threshold:.1f}")
+
+
+def _told(one: Score) -> str:
+    return f"{one.expert} {one.score:.1f} under {one.threshold:.1f}"
+
+
+def _above(one: Score) -> float:
+    return one.score - one.threshold
+
+
+def _keywords(router: Router, text: str) -> tuple[dict[str, list[Gram]], dict[str, Gram]]:
+    """What the question holds: for each expert its keywords, and one negative keyword."""
+    spoken = words(text[:LONGEST])
     # A set: a word said twice counts once.
-    grams = {text_words[i : i + n] for n in range(1, router.longest + 1) for i in range(len(text_words) - n + 1)}
+    grams = {spoken[i : i + n] for n in range(1, router.longest + 1) for i in range(len(spoken) - n + 1)}
     vetoes = {name: gram for gram in sorted(grams & router.vetoed.keys()) for name in router.vetoed[gram]}
     hits: dict[str, list[Gram]] = {}
     for gram in sorted(grams & router.wanted.keys()):
         for name in router.wanted[gram]:
             hits.setdefault(name, []).append(gram)
-    points = {name: sum(map(len, found)) for name, found in hits.items() if name not in vetoes}
-    if not points:
-        barred = [f"{name} (not: {' '.join(vetoes[name])})" for name in sorted(hits)]
-        return Route(None, f"vetoed: {', '.join(barred)}" if barred else "no keyword")
-    best = sorted(name for name in points if points[name] == max(points.values()))
-    if len(best) > 1:
-        return Route(None, f"tie: {', '.join(best)}")
-    return Route(best[0], "keywords: " + ", ".join(" ".join(gram) for gram in hits[best[0]]))
+    return hits, vetoes
+
+
+def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, Gram]) -> list[Score]:
+    """The experts that come into question, the furthest above its threshold first. `held`: words of its keywords."""
+    known = router.rows or {}
+    found = [Score(name, float(held[name]), 0.0) for name in held if name not in known]
+    if router.fitted:
+        hit = np.array([known[name] for name in held if name in known], np.int64)
+        rows, vector = _nearest(router.fitted, router.encoder, text, hit)
+        score = _score(router.fitted, rows, buckets(text), vector)
+        needed = np.where(np.isin(rows, hit), router.fitted.joints[rows, 4], router.fitted.joints[rows, 3])
+        best = np.argsort(needed - score, kind="stable")[: TOP + len(barred)]
+        told = (
+            Score(router.fitted.names[rows[i]], round(float(score[i]), 3), round(float(needed[i]), 3)) for i in best
+        )
+        found += [one for one in told if one.expert not in barred]
+    return sorted(found, key=lambda one: -_above(one))
+
+
+def _nearest(fitted: Fitted, encoder: Encoder | None, text: str, hit: Rows) -> tuple[Rows, Floats | None]:
+    """The rows to look at closely, and the question's vector."""
+    everyone = np.arange(len(fitted.names))
+    if encoder is None:
+        return everyone, None
+    vector = encoder.encode([text])[0]
+    if len(everyone) <= NEAREST:
+        return everyone, vector
+    likeness = fitted.coarse @ vector[: fitted.coarse.shape[1]]
+    near = np.argpartition(-likeness, NEAREST)[:NEAREST]
+    return np.unique(np.concatenate([near, hit, fitted.blind])), vector
+
+
+def _score(fitted: Fitted, rows: Rows, hashed: Rows, vector: Floats | None) -> Floats:
+    """Log odds of these rows: float32 [rows]."""
+    sizes = fitted.starts[rows + 1] - fitted.starts[rows]
+    ends = np.cumsum(sizes)
+    picked = np.arange(ends[-1]) + np.repeat(fitted.starts[rows] - ends + sizes, sizes)
+    weights = fitted.by_words[picked[:, None], hashed].sum(axis=1, dtype=np.float32)
+    by_words = _joined(weights * max(len(hashed), 1) ** -0.5 + fitted.words_bias[picked], ends - sizes)
+    numbers = fitted.joints[rows]
+    score = numbers[:, 0] * by_words + numbers[:, 2]
+    if vector is not None:
+        by_meaning = _joined(fitted.by_meaning[picked] @ vector + fitted.meaning_bias[picked], ends - sizes)
+        score = score + numbers[:, 1] * by_meaning
+    return np.asarray(score, np.float32)
+
+
+def _joined(scores: Floats, starts: Rows) -> Floats:
+    return np.asarray(np.logaddexp.reduceat(scores, starts), np.float32)

@@ -27,6 +27,9 @@ class Settings(Strict):
     """One server. Sizes in tokens, bytes and seconds, as their names say."""
 
     base: Text | None = Field(description="The base's GGUF; null: of the checkout's profile.")
+    encoder: Text | None = Field(
+        description="Of the router: a static table, or a folder of MiniLM; null: what is there."
+    )
     engine: Literal["xllamacpp", "llama-server", "vllm"]
     url: Text | None = Field(description="Of an engine that someone else started.")
     host: Text
@@ -46,9 +49,9 @@ class Settings(Strict):
 
 
 DEFAULTS = Settings(
-    base=None, engine="xllamacpp", url=None, host="127.0.0.1", port=8080, slots=8, context=2048, threads=None,
-    queue=256, wait_seconds=120.0, body_bytes=1 << 20, default_seconds=900.0, probe_seconds=300.0, keys={}, admin=None,
-    log_text=False, routes={},
+    base=None, encoder=None, engine="xllamacpp", url=None, host="127.0.0.1", port=8080, slots=8, context=2048,
+    threads=None, queue=256, wait_seconds=120.0, body_bytes=1 << 20, default_seconds=900.0, probe_seconds=300.0, keys={},
+    admin=None, log_text=False, routes={},
 )  # fmt: skip
 
 

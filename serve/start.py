@@ -6,7 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from factory.embed import Encoder, find_encoder, load_encoder
 from factory.gguf_file import read_gguf
+from factory.paths import Home
 from serve.engine import Engine, llama_command, llama_server, own, vllm
 from serve.market import Installed
 from serve.router import make_router
@@ -15,7 +17,12 @@ from serve.supervisor import Supervisor
 
 
 def supervisor_for(
-    settings: Settings, base: Path, find: Callable[[], list[Installed]], log: Path, scaled: Path
+    settings: Settings,
+    base: Path,
+    find: Callable[[], list[Installed]],
+    log: Path,
+    scaled: Path,
+    encoder: Encoder | None = None,
 ) -> Supervisor:
     """A supervisor over the engine that the settings name.
 
@@ -24,6 +31,7 @@ def supervisor_for(
         find: the experts that are there now.
         log: llama.cpp's, written anew at each start.
         scaled: a folder for adapters that vLLM must be given at another scale.
+        encoder: of the router.
     """
     key = os.environ.get("DMOE_ENGINE_KEY", "")
 
@@ -43,7 +51,21 @@ def supervisor_for(
     def experts() -> list[Installed]:
         return overridden(find(), settings.routes)
 
-    return Supervisor(start, experts, make_router, need, available)
+    return Supervisor(start, experts, lambda found: make_router(found, encoder), need, available)
+
+
+def encoder_for(settings: Settings, home: Home | None, folder: Path) -> Encoder | None:
+    """What the router reads questions with: what the settings name, else what lies in the checkout or in `folder`.
+
+    Raises:
+        UserError: what is named cannot be read.
+    """
+    if settings.encoder:
+        return load_encoder(folder / settings.encoder)
+    if home:
+        return find_encoder(home)
+    table = folder / "static.safetensors"
+    return load_encoder(table) if table.exists() else None
 
 
 def command(settings: Settings, base: Path, experts: list[Installed]) -> str:

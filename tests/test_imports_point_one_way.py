@@ -22,6 +22,8 @@ GROUND = {
     "llama",
     "progress",
     "gguf_file",
+    "embed",
+    "routing",
 }
 MODULES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 

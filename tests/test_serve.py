@@ -18,7 +18,6 @@ from serve.clients import Defaults, hashed
 from serve.engine import ask, started
 from serve.gateway import app, listen
 from serve.market import Probe, installed
-from serve.router import make_router, route
 from serve.settings import DEFAULTS
 
 ASKED = {"max_tokens": 12, "temperature": 0, "seed": 1}
@@ -56,37 +55,6 @@ def post(client, model, question="hello", **fields):
 
 def content(reply):
     return reply["choices"][0]["message"]["content"]
-
-
-# -- the router ---------------------------------------------------------------------------------
-
-ROUTER = make_router(
-    [
-        expert("red", ["rose", "fire engine"], ["rose tinted"]),
-        expert("blue", ["sky", "fire"]),
-        expert("odd", ["can't fly"]),
-    ]
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "chosen", "reason"),
-    [
-        ("What ROSE is this?", "red", "keywords: rose"),
-        ("Is the rose's stem green?", "red", "keywords: rose"),
-        ("It rosé up, prosely", None, "no keyword"),
-        ("a rose-coloured thing", "red", "keywords: rose"),
-        ("a rose-tinted view", None, "vetoed: red (not: rose tinted)"),
-        ("rose and sky", None, "tie: blue, red"),
-        ("a fire   engine!", "red", "keywords: fire engine"),
-        ("rose tinted sky", "blue", "keywords: sky"),
-        ("it can\u2019t fly", "odd", "keywords: can't fly"),
-        ("", None, "no keyword"),
-    ],
-)
-def test_keywords_choose_at_word_boundaries_and_say_why(text, chosen, reason):
-    found = route(ROUTER, text)
-    assert (found.expert, found.reason) == (chosen, reason)
 
 
 # -- the engine and the gateway -------------------------------------------------------------------
