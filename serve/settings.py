@@ -50,8 +50,8 @@ class Settings(Strict):
 
 DEFAULTS = Settings(
     base=None, encoder=None, engine="xllamacpp", url=None, host="127.0.0.1", port=8080, slots=8, context=2048,
-    threads=None, queue=256, wait_seconds=120.0, body_bytes=1 << 20, default_seconds=900.0, probe_seconds=300.0, keys={},
-    admin=None, log_text=False, routes={},
+    threads=None, queue=256, wait_seconds=120.0, body_bytes=1 << 20, default_seconds=900.0, probe_seconds=300.0,
+    keys={}, admin=None, log_text=False, routes={},
 )  # fmt: skip
 
 
