@@ -178,6 +178,7 @@ async function busy(work) {
   $("stop").hidden = false;
   $("said").textContent = "answering";
   $("said").className = "";
+  setTimeout(load, 300);  // by then it runs
   try {
     await work();
     $("said").textContent = turns.at(-1)?.chosen.whole ? "Ask on: what was said goes along." : "No whole reply.";
