@@ -7,7 +7,8 @@ it lies in incoming/, which the next install empties.
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,27 +76,32 @@ def install(
     """
     if name is not None and (not re.fullmatch(NAME, name) or name in RESERVED or len(name) > 64):
         raise UserError(f"--as: {shown(name)} is no name for an expert: a-z, 0-9 and _ only, not auto, not base")
+    with _incoming(folder) as incoming, opened(fetched(source, incoming), base, incoming, source) as package:
+        signed = signer(package.folder, folder / "trusted", source)
+        manifest = package.manifest
+        expert = folder / "installed" / (name or manifest.lora_id)
+        called = name or manifest.name
+        others = [*checkout, *market_experts(folder)]
+        _refuse_name(called, expert, others, source)
+        _refuse_successor(expert, package, signed, source)
+        newcomer = replace(read_manifest(package.folder / "manifest.json"), name=called, lora_id=expert.name)
+        found = taken(newcomer, others, asked)
+        routed = routed or all(part.share <= MOST_TAKEN for part in found)
+        state = _put(package, expert, routed)
+        return Done(called, expert.name, package.digest, state, signed, package.warnings, found, routed)
+
+
+@contextmanager
+def _incoming(folder: Path) -> Iterator[Path]:
+    """An empty folder for what is looked at, of which nothing stays; what a kill left in it goes first."""
     with locked(folder):
-        incoming = _emptied(folder / "incoming")
-        with opened(fetched(source, incoming), base, incoming, source) as package:
-            signed = signer(package.folder, folder / "trusted", source)
-            manifest = package.manifest
-            expert = folder / "installed" / (name or manifest.lora_id)
-            called = name or manifest.name
-            others = [*checkout, *market_experts(folder)]
-            _refuse_name(called, expert, others, source)
-            _refuse_successor(expert, package, signed, source)
-            newcomer = replace(read_manifest(package.folder / "manifest.json"), name=called, lora_id=expert.name)
-            found = taken(newcomer, others, asked)
-            routed = routed or all(part.share <= MOST_TAKEN for part in found)
-            state = _put(package, expert, routed)
-            return Done(called, expert.name, package.digest, state, signed, package.warnings, found, routed)
-
-
-def _emptied(incoming: Path) -> Path:
-    shutil.rmtree(incoming, ignore_errors=True)
-    incoming.mkdir(parents=True)
-    return incoming
+        incoming = folder / "incoming"
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir()
+        try:
+            yield incoming
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
 
 
 def _put(package: Package, expert: Path, routed: bool) -> str:
