@@ -168,7 +168,7 @@ def run_gateway(told: str) -> None:
     work = Path(tempfile.mkdtemp())
     supervisor = supervisor_for(settings, Path(base), lambda: found, work / "llama.log", work)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-    serve(supervisor, settings, listen(settings), work / "note", lambda url: print(url, flush=True))  # noqa: T201
+    serve(supervisor, settings, listen(settings), work / "note", work / "log", lambda url: print(url, flush=True))  # noqa: T201
 
 
 @asynccontextmanager

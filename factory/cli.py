@@ -406,7 +406,7 @@ def serve(
         settings, base, lambda: served(home, dmoe_home()), work / "logs" / "serve.log", work / "scaled",
         encoder_for(settings, home, root),
     )  # fmt: skip
-    serve(supervisor, settings, listener, note, ready)
+    serve(supervisor, settings, listener, note, work / "logs" / "requests.jsonl", ready)
 
 
 def _serving(
@@ -564,11 +564,13 @@ def install(
     from factory.table import print_installed
     from serve.install import asked_of_others, in_checkout, install
     from serve.market import dmoe_home
+    from serve.start import encoder_for
 
-    home, _, gguf = _serving()
+    home, settings, gguf = _serving()
     folder, base = dmoe_home(), read_base(gguf)
+    encoder = encoder_for(settings, home, home.root if home else folder)
     asked, checkout = asked_of_others(home, folder), in_checkout(home) if home else []
-    print_installed(install(source, folder, base, asked, checkout=checkout, name=name, routed=routed))
+    print_installed(install(source, folder, base, asked, checkout=checkout, name=name, routed=routed, encoder=encoder))
     _poke(restart)
 
 

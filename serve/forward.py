@@ -6,6 +6,7 @@ who leaves ends the engine's work.
 
 import asyncio
 import json
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ RETRY_SECONDS = 2  # for a client who met a dead engine or a full queue
 SLOW_SECONDS = 60.0  # for a client to take one piece of its reply
 LEFT = 499  # what metrics call a request whose client has left
 
+LOG = logging.getLogger("dmoe.requests")
 Events = asyncio.Queue[Response | bytes | None]  # the head, with its body if that is whole; pieces of a stream; the end
 
 
@@ -38,8 +40,10 @@ class Reply(Response):
     client: str
     wait_seconds: float
     fresh: bool  # nothing that was kept may be used
+    log_text: bool = False
     status: int = LEFT
     _began: float = field(default_factory=time.perf_counter)
+    _said: list[str] = field(default_factory=list)  # kept for the log alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         events: Events = asyncio.Queue()
@@ -53,9 +57,18 @@ class Reply(Response):
             ended = await asyncio.gather(sending, reading, return_exceptions=True)
             self.metrics.requests.labels(self.asked.model, str(self.status)).inc()
             self.metrics.seconds.labels(self.asked.model).observe(time.perf_counter() - self._began)
+            self._log()
         for end in ended:
             if isinstance(end, Exception) and not isinstance(end, OSError | TimeoutError):  # of a client who has left
                 raise end
+
+    def _log(self) -> None:
+        """One line a request; of its text nothing, unless the settings ask for it."""
+        took = round((time.perf_counter() - self._began) * 1e3, 1)
+        line = {"client": self.client, "model": self.asked.model, "status": self.status, "ms": took}
+        if self.log_text:
+            line |= {"reason": self.asked.chosen.reason, "asked": self.asked.sent, "said": "".join(self._said)}
+        LOG.info(json.dumps(line, ensure_ascii=False))
 
     async def _send(self, events: Events, send: Send) -> None:
         head = await events.get()
@@ -126,8 +139,15 @@ class Reply(Response):
             raise Refusal(502, "the engine's reply is not JSON", "engine_reply") from None
         if status == 200:
             self.metrics.tokens_of(self.asked.model, reply.get("timings") or {}, reply.get("usage") or {})
+            self._hear(reply)
             reply = self._marked(reply)
         return JSONResponse(reply, status, self.asked.headers)
+
+    def _hear(self, reply: dict[str, Any]) -> None:
+        if self.log_text:
+            for choice in reply.get("choices", []):
+                said = choice.get("message") or choice.get("delta") or choice
+                self._said.append(said.get("content") or said.get("text") or "")
 
     def _marked(self, reply: dict[str, Any]) -> dict[str, Any]:
         return {**reply, "model": self.asked.model, "dmoe": self.asked.told}
@@ -149,6 +169,8 @@ class Reply(Response):
                 line = b"data: " + json.dumps(self._marked(chunk), separators=(",", ":")).encode() + b"\n"
             elif theirs:
                 line = line.replace(theirs, ours)  # inside a text its quotes would be escaped: it is the field
+            if self.log_text and line.startswith(b"data: {"):
+                self._hear(json.loads(line[6:]))
             if b'"timings"' in line or b'"usage":{' in line:
                 last = json.loads(line[6:])
                 self.metrics.tokens_of(self.asked.model, last.get("timings") or {}, last.get("usage") or {})

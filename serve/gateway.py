@@ -6,10 +6,12 @@ Run: dmoe serve
 import asyncio
 import hmac
 import json
+import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from starlette.routing import Route as Path_
 from factory.errors import UserError
 from factory.store import read_json
 from serve.clients import Defaults, client_of, hashed
-from serve.forward import Reply, down
+from serve.forward import LOG, Reply, down
 from serve.metrics import Metrics
 from serve.requests import CHAT, TEXT, Refusal, asked, chosen_adapters, read_body
 from serve.router import route
@@ -85,7 +87,8 @@ class Gateway:
         serving = await self.serving()
         found = asked(serving, request.url.path, body, self.defaults.get(client))
         fresh = "no-store" in request.headers.get("cache-control", "")
-        return Reply(found, serving, self.supervisor, self.metrics, client, self.settings.wait_seconds, fresh)
+        wait, log_text = self.settings.wait_seconds, self.settings.log_text
+        return Reply(found, serving, self.supervisor, self.metrics, client, wait, fresh, log_text)
 
     async def models(self, request: Request) -> Response:
         self.client(request)
@@ -238,11 +241,17 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def serve(
-    supervisor: Supervisor, settings: Settings, listener: socket.socket, note: Path, ready: Callable[[str], None]
+    supervisor: Supervisor,
+    settings: Settings,
+    listener: socket.socket,
+    note: Path,
+    log: Path,
+    ready: Callable[[str], None],
 ) -> None:
     """Serves until interrupted; `ready` is told the URL once requests are taken.
 
     Args:
+        log: a line of JSON for each request; begun anew at 10 MB, the last five are kept.
         note: a file that tells `dmoe install` and others where this server is, and a token for it; removed at the end.
 
     Raises:
@@ -251,6 +260,7 @@ def serve(
     import uvicorn
 
     token, url = secrets.token_urlsafe(24), f"http://{settings.host}:{listener.getsockname()[1]}"
+    _log_requests(log)
     config = uvicorn.Config(
         app(supervisor, settings, token), log_level="critical", access_log=False, lifespan="off",
         timeout_graceful_shutdown=5,
@@ -268,6 +278,15 @@ def serve(
     finally:
         if note.exists() and token in note.read_text(encoding="utf-8"):
             note.unlink()
+
+
+def _log_requests(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter('{"time": "%(asctime)s", "request": %(message)s}'))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
 
 
 def poke(note: Path, restart: bool) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from factory.embed import Encoder
 from factory.errors import UserError, shown
 from factory.gguf_file import Base
 from factory.paths import Home
@@ -59,6 +60,7 @@ def install(
     checkout: Sequence[Installed] = (),
     name: str | None = None,
     routed: bool = False,
+    encoder: Encoder | None = None,
 ) -> Done:
     """Installs a package; the first of its kind answers at once, an upgrade waits as NAME@next.
 
@@ -70,6 +72,7 @@ def install(
         checkout: experts that are served beside the installed ones.
         name: what it is called here, instead of the package's own name.
         routed: let `auto` choose it whatever traffic it takes.
+        encoder: with which the server's router reads questions.
 
     Raises:
         UserError: the package is not sound, not for this base, or its name is taken.
@@ -145,10 +148,12 @@ def _refuse_successor(expert: Path, package: Package, signed: Signer, source: st
 # -- what traffic a newcomer would take ---------------------------------------------------------------
 
 
-def taken(newcomer: Installed, others: Sequence[Installed], asked: dict[str, list[str]]) -> tuple[Taken, ...]:
+def taken(
+    newcomer: Installed, others: Sequence[Installed], asked: dict[str, list[str]], encoder: Encoder | None = None
+) -> tuple[Taken, ...]:
     """The share of each group of questions that goes to `newcomer` with it, and not to its own name without it."""
-    before = make_router([other for other in others if other.routed])
-    after = make_router([*(o for o in others if o.routed and o.name != newcomer.name), newcomer])
+    before = make_router(others, encoder)
+    after = make_router([*(other for other in others if other.name != newcomer.name), newcomer], encoder)
     groups = {of: questions for of, questions in asked.items() if of != newcomer.name and questions}
     return tuple(Taken(of, len(qs), share(before, after, newcomer.name, qs)) for of, qs in groups.items())
 

@@ -157,7 +157,7 @@ def test_auto_is_routed_by_the_last_question(client):
     assert nobody == {"expert": None, "reason": "no keyword", "adapter": None}
     talk = [*messages("which rose?"), {"role": "assistant", "content": "sky"}, *messages("and now?")]
     body = {"model": "auto", "messages": talk, **ASKED}
-    assert client.post("/v1/chat/completions", json=body).json()["dmoe"]["expert"] is None
+    assert client.post("/v1/chat/completions", json=body).json()["dmoe"]["expert"] == "red"  # it goes on
 
 
 def test_a_stream_says_the_same_and_its_first_chunk_who_said_it(client):
@@ -226,6 +226,19 @@ def test_metrics_count_by_expert_and_hold_no_text(client):
     text = client.get("/metrics").text
     assert 'dmoe_requests_total{expert="red",status="200"}' in text and "dmoe_engine_up 1.0" in text
     assert 'dmoe_tokens_total{expert="red",kind="said"}' in text and "aardvark" not in text
+
+
+def test_a_line_is_logged_for_each_request_and_text_only_where_the_settings_ask(client, caplog, tiny_gguf, tmp_path):
+    caplog.set_level("INFO", "dmoe.requests")
+    post(client, "red", "an aardvark?")
+    line = json.loads(caplog.messages[-1])
+    assert line["model"] == "red" and line["status"] == 200 and "aardvark" not in caplog.text
+    with client_for(*supervised(tiny_gguf, list, tmp_path, log_text=True)) as talkative:
+        said = content(post(talkative, "base", "an aardvark?").json())
+        post(talkative, "base", "an aardvark?", stream=True)
+    lines = [json.loads(message) for message in caplog.messages[-2:]]
+    assert [line["said"] for line in lines] == [said, said] or "\ufffd" in said
+    assert "aardvark" in str(lines[0]["asked"])
 
 
 def test_pages_of_other_sites_and_names_that_are_not_loopback_are_refused(client):
