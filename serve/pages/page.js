@@ -181,7 +181,8 @@ async function busy(work) {
   setTimeout(load, 300);  // by then it runs
   try {
     await work();
-    $("said").textContent = turns.at(-1)?.chosen.whole ? "Ask on: what was said goes along." : "No whole reply.";
+    const last = turns.at(-1)?.chosen;
+    $("said").textContent = !last ? "A new conversation." : last.whole ? "Ask on: what was said goes along." : "No whole reply.";
   } catch (error) {
     $("said").textContent = error.name === "AbortError" ? "Stopped." : error.message;
     $("said").className = "bad";
@@ -213,7 +214,7 @@ function state(text, kind) {
 
 async function show(status) {
   const { ready, trouble, engine, running, slots, waiting, queue, restarts } = status;
-  const speed = `${rate(status.tokens)} (last ${WINDOW} s)`, down = `not ready: ${trouble}`;
+  const speed = `${rate(status.tokens)} (replies ended in ${WINDOW} s)`, down = `not ready: ${trouble}`;
   state(ready ? `ready, ${running} running, ${waiting} waiting` : down, ready ? "good" : "bad");
   const load = [["engine", ready ? engine : down], ["tokens/s", speed], ["restarts", restarts]];
   if (ready) load.splice(1, 0, ["running", `${running} of ${slots}`], ["waiting", `${waiting} of ${queue}`]);
