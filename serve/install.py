@@ -88,7 +88,7 @@ def install(
         _refuse_name(called, expert, others, source)
         _refuse_successor(expert, package, signed, source)
         newcomer = replace(read_manifest(package.folder / "manifest.json"), name=called, lora_id=expert.name)
-        found = taken(newcomer, others, asked)
+        found = taken(newcomer, others, asked, encoder)
         routed = routed or all(part.share <= MOST_TAKEN for part in found)
         state = _put(package, expert, routed)
         return Done(called, expert.name, package.digest, state, signed, package.warnings, found, routed)
