@@ -93,6 +93,13 @@ def test_a_second_question_reuses_the_prompt_of_the_same_client_and_expert_alone
     assert reused("red", "one") > 10 and reused("red", "one", **{"Cache-Control": "no-store"}) == 0
 
 
+def test_two_names_for_one_file_apply_it_once(tiny_gguf, experts, tmp_path, alone):
+    twins = [experts[0], replace(experts[0], name="crimson"), replace(experts[0], name="pink", scale=0.5)]
+    with client_for(*supervised(tiny_gguf, lambda: twins, tmp_path)) as client:
+        said = {name: content(post(client, name).json()) for name in ("red", "crimson", "pink")}
+    assert said["red"] == said["crimson"] == alone("hello", "red") != said["pink"]
+
+
 def test_a_text_is_completed_by_the_expert_that_is_named(client):
     body = {"model": "red", "prompt": "once upon", "max_tokens": 4, "temperature": 0}
     reply = client.post("/v1/completions", json=body).json()
