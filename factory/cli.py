@@ -389,9 +389,9 @@ def serve(
     from serve.market import dmoe_home, served
     from serve.start import command, encoder_for, memory_plan, supervisor_for
 
-    home, settings, base = _serving(config, host, port)
-    root = config.parent if config else home.root if home else dmoe_home()
-    experts = served(home, dmoe_home())  # a mistake in them is told before the port is taken
+    home, settings, root = _serving(config, host, port)
+    experts = served(home, dmoe_home())  # a mistake in them is told before anything is made or taken
+    base = _served_gguf(home, settings, root)
     if print_command:
         return typer.echo(command(settings, base, experts))
     if dry_run:
@@ -412,8 +412,7 @@ def serve(
 def _serving(
     config: Path | None = None, host: str | None = None, port: int | None = None
 ) -> "tuple[Home | None, Any, Path]":
-    """The checkout, if this is one; serve.yaml; the base's GGUF. Outside a checkout $DMOE_HOME/serve.yaml names it."""
-    from factory.errors import relative
+    """The checkout, if this is one; serve.yaml; its folder: the checkout, or $DMOE_HOME outside of one."""
     from factory.paths import find_home
     from serve.market import dmoe_home
     from serve.settings import settings_for
@@ -423,16 +422,19 @@ def _serving(
     except UserError:
         home = None
     path = config or (home.root if home else dmoe_home()) / "serve.yaml"
-    settings = settings_for(path, host, port, required=config is not None)
+    return home, settings_for(path, host, port, required=config is not None), path.parent
+
+
+def _served_gguf(home: "Home | None", settings: Any, root: Path) -> Path:
+    """The base's GGUF: what serve.yaml in `root` names, else the checkout's."""
     if settings.base:
-        base = path.parent / settings.base
+        base = root / settings.base
         if not base.is_file():
-            raise UserError(f"{relative(path)}: base: there is no file {settings.base}")
-        return home, settings, base
+            raise UserError(f"serve.yaml: base: there is no file {base}")
+        return Path(base)
     if home is None:
-        raise UserError(f"{path}: base: is missing; this is no checkout, so it must name the base's GGUF")
-    _, _, profile = _checkout()
-    return home, settings, _base_gguf(home, profile)
+        raise UserError(f"{root}/serve.yaml: base: is missing; this is no checkout, so it must name the base's GGUF")
+    return _base_gguf(home, _checkout()[2])
 
 
 def _poke(restart: bool) -> None:
@@ -535,7 +537,8 @@ def _opening(package: Path) -> tuple[Path, Path, Any]:
     from serve.package_check import opened
     from serve.signing import signer
 
-    home, _, base = _serving()
+    home, settings, root = _serving()
+    base = _served_gguf(home, settings, root)
 
     @contextmanager
     def opening() -> Any:
@@ -566,9 +569,9 @@ def install(
     from serve.market import dmoe_home
     from serve.start import encoder_for
 
-    home, settings, gguf = _serving()
-    folder, base = dmoe_home(), read_base(gguf)
-    encoder = encoder_for(settings, home, home.root if home else folder)
+    home, settings, root = _serving()
+    folder, base = dmoe_home(), read_base(_served_gguf(home, settings, root))
+    encoder = encoder_for(settings, home, root)
     asked, checkout = asked_of_others(home, folder), in_checkout(home) if home else []
     print_installed(install(source, folder, base, asked, checkout=checkout, name=name, routed=routed, encoder=encoder))
     _poke(restart)

@@ -8,6 +8,7 @@ import hmac
 import json
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,7 @@ from serve.settings import Settings
 from serve.supervisor import Serving, Supervisor
 from serve.turns import Gone
 
+GRACE_SECONDS = 30  # for replies that run when the server is told to end
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE = {path.name: path for path in (Path(__file__).parent / "pages").iterdir()}
 PAGE_HEADERS = {
@@ -263,7 +265,7 @@ def serve(
     _log_requests(log)
     config = uvicorn.Config(
         app(supervisor, settings, token), log_level="critical", access_log=False, lifespan="off",
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )  # fmt: skip
 
     async def run() -> None:
@@ -272,6 +274,7 @@ def serve(
             ready(url)
             await uvicorn.Server(config).serve(sockets=[listener])
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: replies are finished, the engine is ended
     try:
         with listener, suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(run())

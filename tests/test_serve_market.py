@@ -1,8 +1,13 @@
 """Experts of the marketplace in a server that runs: installed, promoted and taken back with no request failed."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +22,7 @@ from serve.gateway import poke
 from serve.install import install
 from serve.market import market_experts, promote, read_manifest, remove, rollback, served
 
+ROOT = Path(__file__).parents[1]
 TALK = [{"role": "user", "content": "hello"}]
 
 
@@ -121,3 +127,34 @@ def test_an_installed_expert_goes_before_the_checkouts_own_of_the_same_name(shop
     found = {expert.name: expert for expert in served(checkout, folder)}
     assert set(found) == {"red", "green"} and found["red"].adapter.is_relative_to(folder)
     assert read_manifest(built / "red" / "manifest.json").name == "red"
+
+
+SERVER = """
+import sys
+from pathlib import Path
+from serving import red_and_blue, supervised
+from serve.gateway import listen, serve
+base, red, blue, folder = map(Path, sys.argv[1:])
+supervisor, settings = supervised(base, lambda: red_and_blue([red, blue]), folder, port=0)
+note, log = folder / "server.json", folder / "log"
+serve(supervisor, settings, listen(settings), note, log, lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_end_finishes_its_replies_and_leaves_no_note(tiny_gguf, tiny_ggufs, tmp_path, word):
+    command = [sys.executable, "-c", SERVER, *map(str, (tiny_gguf, *tiny_ggufs, tmp_path))]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as server:
+        url = server.stdout.readline().strip()
+        note = tmp_path / "server.json"
+        assert json.loads(note.read_text())["url"] == url and note.stat().st_mode & 0o077 == 0
+        body = {"model": "base", "messages": TALK, "max_tokens": 300, "temperature": 0}
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
+            while "dmoe_running 1.0" not in httpx.get(f"{url}/metrics").text:
+                assert not asked.done()
+            server.send_signal(word)
+            assert asked.result().status_code == 200
+        assert server.wait(40) == 0
+    assert not note.exists()
