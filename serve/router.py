@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.embed import Encoder, Floats
-from factory.routing import LONGEST, WORDS, Routing, View, buckets, read_routing, words
+from factory.routing import BUCKETS, LONGEST, WORDS, Routing, View, buckets, read_routing, words
 from serve.market import Installed
 
 Gram = tuple[str, ...]
 Rows = NDArray[np.int64]
 
 COARSE = 64  # leading axes, of which the first look at all experts is made
-NEAREST = 32  # experts that are looked at closely
+NEAREST = 16  # experts that are looked at closely
 TURNS = 8  # of a conversation, the last ones that count
 TOP = 5  # scores that are told
 
@@ -76,7 +76,11 @@ class Fitted:
     names: list[str]
     joints: Floats  # [experts, 5]: words, meaning, bias, threshold, threshold_hit
     starts: Rows  # [experts + 1]
-    by_words: NDArray[np.float16]  # [directions, BUCKETS]
+    by_words: NDArray[
+        np.float16
+    ]  # flat: of direction i the weight of bucket b lies at words_at[i] + b * words_step[i],
+    words_at: Rows  # so that what one look reads lies together: all experts' weights of a bucket where there is no
+    words_step: Rows  # encoder, else one expert's
     words_bias: Floats  # [directions]
     by_meaning: Floats  # [directions, axes]; no axes where there is no encoder
     meaning_bias: Floats
@@ -141,9 +145,17 @@ def side_by_side(known: dict[str, Routing], encoder: Encoder | None) -> Fitted:
             place = slice(starts[row], starts[row + 1])
             by_meaning[place], meaning_bias[place] = meant[name].weights, meant[name].bias
             coarse[row] = meant[name].centroid[:COARSE]
+    sizes = np.diff(starts)
+    if encoder:
+        by_words = np.concatenate([view.weights.T.ravel() for view in views])
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
+        words_at, words_step = np.repeat(starts[:-1] * BUCKETS, sizes) + within, np.repeat(sizes, sizes)
+    else:
+        by_words = np.concatenate([view.weights for view in views]).T.ravel()
+        words_at, words_step = np.arange(starts[-1]), np.full(starts[-1], starts[-1])
     numbers = [[j.words, j.meaning, j.bias, j.threshold, j.threshold_hit] for j in joints]
     return Fitted(
-        list(known), np.array(numbers, np.float32), starts, np.concatenate([view.weights for view in views]),
+        list(known), np.array(numbers, np.float32), starts, by_words, words_at, words_step,
         np.concatenate([view.bias for view in views]), by_meaning, meaning_bias, coarse,
         np.array([row for row, name in enumerate(known) if name not in meant], np.int64),
     )  # fmt: skip
@@ -258,7 +270,9 @@ def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, G
         hit = np.array([known[name] for name in held if name in known], np.int64)
         rows, vector = _nearest(router.fitted, router.encoder, text, hit)
         score = _score(router.fitted, rows, buckets(text), vector)
-        needed = np.where(np.isin(rows, hit), router.fitted.joints[rows, 4], router.fitted.joints[rows, 3])
+        keyed = set(hit.tolist())
+        column = [4 if row in keyed else 3 for row in rows.tolist()]
+        needed = router.fitted.joints[rows, column]
         best = np.argsort(needed - score, kind="stable")[: TOP + len(barred)]
         told = (
             Score(router.fitted.names[rows[i]], round(float(score[i]), 3), round(float(needed[i]), 3)) for i in best
@@ -268,29 +282,33 @@ def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, G
 
 
 def _nearest(fitted: Fitted, encoder: Encoder | None, text: str, hit: Rows) -> tuple[Rows, Floats | None]:
-    """The rows to look at closely, and the question's vector."""
+    """The rows to look at closely, by their centroids' leading axes, and the question's vector."""
     everyone = np.arange(len(fitted.names))
-    if encoder is None:
-        return everyone, None
-    vector = encoder.encode([text])[0]
-    if len(everyone) <= NEAREST:
+    vector = encoder.encode([text])[0] if encoder else None
+    if vector is None or len(everyone) <= NEAREST:
         return everyone, vector
     likeness = fitted.coarse @ vector[: fitted.coarse.shape[1]]
     near = np.argpartition(-likeness, NEAREST)[:NEAREST]
     return np.unique(np.concatenate([near, hit, fitted.blind])), vector
 
 
-def _score(fitted: Fitted, rows: Rows, hashed: Rows, vector: Floats | None) -> Floats:
-    """Log odds of these rows: float32 [rows]."""
+def _directions(fitted: Fitted, rows: Rows) -> tuple[Rows, Rows]:
+    """The directions of these experts, one after the other, and where among them each expert's begin."""
     sizes = fitted.starts[rows + 1] - fitted.starts[rows]
     ends = np.cumsum(sizes)
-    picked = np.arange(ends[-1]) + np.repeat(fitted.starts[rows] - ends + sizes, sizes)
-    weights = fitted.by_words[picked[:, None], hashed].sum(axis=1, dtype=np.float32)
-    by_words = _joined(weights * max(len(hashed), 1) ** -0.5 + fitted.words_bias[picked], ends - sizes)
+    return np.arange(ends[-1]) + np.repeat(fitted.starts[rows] - ends + sizes, sizes), ends - sizes
+
+
+def _score(fitted: Fitted, rows: Rows, hashed: Rows, vector: Floats | None) -> Floats:
+    """Log odds of these rows: float32 [rows]."""
+    picked, starts = _directions(fitted, rows)
+    weights = fitted.by_words[fitted.words_at[picked] + hashed[:, None] * fitted.words_step[picked]]
+    by_words = weights.sum(axis=0, dtype=np.float32) * max(len(hashed), 1) ** -0.5 + fitted.words_bias[picked]
+    by_words = _joined(by_words, starts)
     numbers = fitted.joints[rows]
     score = numbers[:, 0] * by_words + numbers[:, 2]
     if vector is not None:
-        by_meaning = _joined(fitted.by_meaning[picked] @ vector + fitted.meaning_bias[picked], ends - sizes)
+        by_meaning = _joined(fitted.by_meaning[picked] @ vector + fitted.meaning_bias[picked], starts)
         score = score + numbers[:, 1] * by_meaning
     return np.asarray(score, np.float32)
 

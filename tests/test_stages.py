@@ -55,7 +55,7 @@ def stages(*names):
 EDITS = {
     "a comment in a template": ("templates/product.yaml", "# Laptop advice", "# Advice", set()),
     "description": ("templates/product.yaml", "description: Laptop", "description: Good laptop", {"package@product"}),
-    "route": ("templates/product.yaml", "prefer: precision", "prefer: recall", {"package@product"}),
+    "route": ("templates/product.yaml", "prefer: precision", "prefer: recall", {"fit@product", "package@product"}),
     "market": ("templates/medical.yaml", "licence: CC-BY-4.0", "licence: CC0-1.0", {"package@medical"}),
     "gate": ("templates/product.yaml", "mention: 0.90", "mention: 0.91", {"gate@product"}),
     "dedup": (
