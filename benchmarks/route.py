@@ -128,7 +128,8 @@ def peer(sets: Sets, minilm: Encoder) -> list[tuple[str, list[str]]]:
         [str(PEER), str(ROOT / "benchmarks" / "route_peer.py"), str(WORK)], capture_output=True, text=True
     )
     if done.returncode:
-        return [(f"semantic-router: FAILED: {done.stderr.strip().splitlines()[-1][:80]}", [])]
+        why = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return [(f"semantic-router: FAILED: {why[:80]}", [])]
     found = json.loads((WORK / "answers.json").read_text())
     return [(f"semantic-router, {name}", shares(sets, lambda t, a=answers: a[t])) for name, answers in found.items()]
 
