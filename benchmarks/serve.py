@@ -346,8 +346,8 @@ def overhead(base: Path, experts: list[Installed], asked: list[Messages], thread
     async def measure(straight: str, ours: str) -> None:
         told = Told()
         async with connected(straight) as one, connected(ours) as other:
-            for number in range(calls + 20):
-                prompt = asked[number % len(asked)]
+            for _ in range(calls + 20):
+                prompt = asked[0]  # all of it is kept in both: what is left is the way there and back
                 explicit = body_of(prompt, False, lora=vector(0, len(experts)), cache_prompt=True, id_slot=0)
                 for session, body, times in (
                     (one, {**explicit, "max_tokens": 1}, direct),

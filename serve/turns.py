@@ -157,8 +157,9 @@ class Turns:
         """The owner's slot with most of these messages; else one of nobody; else of whoever has most, the oldest."""
         free = [slot for slot in self._places if not slot.busy]
         own = [slot for slot in free if slot.owner is not None and slot.owner == waiter.owner]
-        if own:
-            return max(own, key=lambda slot: (_common(slot.messages, waiter.messages), -slot.used))
+        best = max(own, key=lambda slot: (_common(slot.messages, waiter.messages), -slot.used), default=None)
+        if best and (_common(best.messages, waiter.messages) or not waiter.messages):
+            return best
         owned = Counter(slot.owner for slot in self._places)
         return min(free, key=lambda slot: (slot.owner is not None, -owned[slot.owner], slot.used))
 

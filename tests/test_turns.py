@@ -67,6 +67,17 @@ def test_a_conversation_comes_back_to_the_slot_that_has_most_of_it():
     assert (third, fourth) == (second, first) and first != second
 
 
+def test_another_prompt_of_the_same_owner_takes_an_unused_slot_and_none_is_lost():
+    async def story():
+        turns, log = Turns(3, 9), []
+        for messages in ((1, 5), (2, 5), (1, 6), (2, 6), (3, 5), (4, 5)):
+            await ask(turns, "a", messages=messages, log=log)
+        return [index for _, index, _ in log]
+
+    first, second, third, fourth, fifth, sixth = run(story())
+    assert (third, fourth) == (first, second) and len({first, second, fifth}) == 3 and sixth == first
+
+
 def test_requests_of_one_group_go_together_and_the_next_group_waits_its_turn():
     async def story():
         turns, log, hold = Turns(2, 99), [], asyncio.Event()
