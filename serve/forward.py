@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Reply(Response):
     """The answer to one request; it runs when it is sent."""
 
     asked: Asked
+    again: Callable[[Serving], Asked]  # the same for another engine
     serving: Serving
     supervisor: Supervisor
     metrics: Metrics
@@ -108,9 +110,22 @@ class Reply(Response):
         except Busy:
             raise Refusal(429, "too many requests wait already", "overloaded", retry_after=RETRY_SECONDS) from None
         except Gone:
-            raise down(self.supervisor) from None
+            if not await self._moved():
+                raise down(self.supervisor) from None
+            await self._in_turn(events)
         except UserError as error:
             raise Refusal(400, str(error), "unsupported") from None
+
+    async def _moved(self) -> bool:
+        """Whether another engine has taken over between this request's arrival and its turn; it then goes there."""
+        try:
+            serving = await self.supervisor.ready(self.wait_seconds)
+        except Gone:
+            return False
+        moved = serving is not self.serving
+        if moved:
+            self.serving, self.asked = serving, self.again(serving)
+        return moved
 
     async def _ask(self, place: Place, events: Events) -> None:
         import aiohttp

@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,10 @@ class Gateway:
         client = self.client(request)
         body = await read_body(request, self.settings.body_bytes)
         serving = await self.serving()
-        found = asked(serving, request.url.path, body, self.defaults.get(client))
+        again = partial(asked, path=request.url.path, body=body, default=self.defaults.get(client))
         fresh = "no-store" in request.headers.get("cache-control", "")
         wait, log_text = self.settings.wait_seconds, self.settings.log_text
-        return Reply(found, serving, self.supervisor, self.metrics, client, wait, fresh, log_text)
+        return Reply(again(serving), again, serving, self.supervisor, self.metrics, client, wait, fresh, log_text)
 
     async def models(self, request: Request) -> Response:
         self.client(request)

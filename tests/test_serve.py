@@ -1,5 +1,6 @@
 """The gateway over a real engine: who answers, why, and what never gets through."""
 
+import asyncio
 import json
 import random
 import socket
@@ -16,6 +17,7 @@ from factory.paths import Home
 from factory.store import sha256
 from serve.clients import Defaults, hashed
 from serve.engine import ask, started
+from serve.forward import Reply
 from serve.gateway import app, listen
 from serve.market import Probe, installed
 from serve.settings import DEFAULTS
@@ -331,6 +333,26 @@ def test_a_newcomer_is_served_by_a_second_engine_and_no_request_fails_meanwhile(
         assert client.post("/admin/reload", json={}, headers=admin).json()["engine"] == "same"
         assert post(client, "red").status_code == 404
         assert content(post(client, "crimson").json()) == alone("hello", "red")
+
+
+def test_a_request_whose_engine_is_replaced_before_its_turn_goes_to_the_next(
+    tiny_gguf, experts, tmp_path, alone, monkeypatch
+):
+    there = [experts[1]]
+    supervisor, settings = supervised(tiny_gguf, lambda: list(there), tmp_path)
+    read = Reply._read
+
+    async def late(self, events):
+        while not self.serving.engine.turns._closed:
+            await asyncio.sleep(0.01)
+        await read(self, events)
+
+    with client_for(supervisor, settings, admin_token="t") as client, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(Reply, "_read", late)
+        asked = pool.submit(post, client, "blue")
+        there.insert(0, experts[0])  # blue's adapter has another number in the new engine
+        assert client.post("/admin/reload", json={}, headers={"Authorization": "Bearer t"}).status_code == 200
+        assert content(asked.result(timeout=60).json()) == alone("hello", "blue")
 
 
 def test_a_newcomer_that_does_not_show_is_refused_and_nothing_changes(tiny_gguf, experts, tmp_path):
