@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 
 import numpy as np
+import package_shapes as packages
 import pytest
 from typer.testing import CliRunner
 
@@ -31,9 +32,6 @@ from serve.package_check import opened
 from serve.router import make_router
 from serve.signing import Signer, sign, signer, trust
 from train.base_gguf import base_gguf
-
-sys.path.insert(0, str(Path(__file__).parent))
-import package_shapes as packages
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,19 +14,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import package_shapes as packages
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from package_shapes import edit, first, regguf, reheader, resafe
 
 from factory.errors import UserError
 from factory.gguf_file import read_base, read_gguf
 from serve.adapter_check import check_finite, check_gguf, parse_strict
 from serve.package_check import opened
 from serve.package_files import copied
-
-sys.path.insert(0, str(Path(__file__).parent))
-import package_shapes as packages
-from package_shapes import edit, first, regguf, reheader, resafe
 
 ROOT = Path(__file__).parents[1]
 MANIFEST, WEIGHTS, CONFIG = "manifest.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
