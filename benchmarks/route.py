@@ -22,15 +22,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from factory.embed import Encoder, Floats, find_encoder, unit
-from factory.paths import Home, read_params
-from factory.routing import BUCKETS, WORDS, Joint, Routing, View, words
-from factory.schema import ROWS, read_rows
-from factory.seeds import read_seeds
-from factory.store import read_yaml
-from factory.template import read_template
-from serve.market import Installed
-from serve.router import NEAREST, Router, make_router, over, route
+sys.path = [path for path in sys.path if path != str(Path(__file__).parent)]  # in which serve.py would be `serve`
+
+from factory.embed import Encoder, Floats, find_encoder, unit  # noqa: E402
+from factory.paths import Home, read_params  # noqa: E402
+from factory.routing import BUCKETS, WORDS, Joint, Routing, View, words  # noqa: E402
+from factory.schema import ROWS, read_rows  # noqa: E402
+from factory.seeds import read_seeds  # noqa: E402
+from factory.store import read_yaml  # noqa: E402
+from factory.template import read_template  # noqa: E402
+from serve.market import Installed  # noqa: E402
+from serve.router import NEAREST, Router, make_router, over, route  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 HOME = Home(ROOT)

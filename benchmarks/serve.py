@@ -17,13 +17,14 @@ import asyncio
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ SYSTEMS = (
 )
 CLIENTS, SLOTS, CONTEXT, TOKENS, QUESTIONS = 8, 8, 1024, 40, 6
 POSTS = 0.1  # share of requests before which the client posts other scales
+VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"  # make test-vllm makes it
 Messages = list[dict[str, str]]
 
 
@@ -89,7 +91,8 @@ def relatives(home: Home, names: list[str], count: int, folder: Path) -> list[In
             file = folder / f"{name}-{generation}.gguf"
             vary(home.expert(name, "adapter.gguf"), file, number)
         label = f"{name}{generation or ''}"
-        found.append(Installed(label, label, "pocket", file.resolve(), 1.0, [], [], digest=sha256(file)))
+        peft = home.expert(name, "adapter")
+        found.append(Installed(label, label, "pocket", file.resolve(), 1.0, [], [], digest=sha256(file), peft=peft))
     return found
 
 
@@ -133,12 +136,19 @@ def prompts(home: Home, names: list[str]) -> list[Messages]:
 @contextmanager
 def child(words: list[str]) -> Iterator[str]:
     """A process that prints its URL and ends with its standard input."""
+    with process_of(words) as (url, _):
+        yield url
+
+
+@contextmanager
+def process_of(words: list[str]) -> Iterator[tuple[str, int]]:
+    """The first line that it prints, and its number."""
     process = subprocess.Popen(
         [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdin and process.stdout
     try:
-        yield process.stdout.readline().strip()
+        yield process.stdout.readline().strip(), process.pid
     finally:
         process.stdin.close()
         process.wait()
@@ -151,8 +161,40 @@ def stock(base: Path, experts: list[Installed], threads: int) -> Any:
 
 
 def gateway(base: Path, experts: list[Installed], threads: int, **changed: Any) -> Any:
-    told = [{**asdict(e), "adapter": str(e.adapter)} for e in experts]
-    return child([__file__, "--serve", json.dumps([str(base), threads, told, changed])])
+    return child(gateway_words(base, experts, threads, changed))
+
+
+@contextmanager
+def over_vllm(base: Path, experts: list[Installed], threads: int) -> Iterator[str]:
+    """The gateway over a vLLM with the same base; relatives are copies of the real experts there."""
+    import httpx
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(threads)}  # fmt: skip
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", "models/pocket", "--dtype", "float32",
+             "--max-model-len", str(CONTEXT), "--enforce-eager", "--host", "127.0.0.1", "--port", str(port),
+             "--enable-lora", "--max-lora-rank", "16", "--max-loras", str(len(experts))]  # fmt: skip
+    with tempfile.TemporaryFile() as log:
+        engine = subprocess.Popen([VLLM, *words], env={**os.environ, **told}, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            while engine.poll() is None:
+                with suppress(httpx.HTTPError):
+                    if httpx.get(f"{url}/health", timeout=2, trust_env=False).is_success:
+                        break
+                time.sleep(1)
+            with gateway(base, experts, threads, engine="vllm", url=url) as ours:
+                yield ours
+        finally:
+            engine.terminate()
+            engine.wait()
+
+
+def gateway_words(base: Path, experts: list[Installed], threads: int, changed: dict[str, Any]) -> list[str]:
+    told = [{**asdict(e), "adapter": str(e.adapter), "peft": str(e.peft)} for e in experts]
+    return [__file__, "--serve", json.dumps([str(base), threads, told, changed])]
 
 
 def run_gateway(told: str) -> None:
@@ -160,7 +202,8 @@ def run_gateway(told: str) -> None:
     import threading
 
     base, threads, experts, changed = json.loads(told)
-    found = [Installed(**{**e, "adapter": Path(e["adapter"]), "probes": ()}) for e in experts]
+    paths = ("adapter", "peft")
+    found = [Installed(**{**e, **{name: Path(e[name]) for name in paths}, "probes": ()}) for e in experts]
     settings = DEFAULTS.model_copy(update={
         "port": 0, "slots": SLOTS, "context": CONTEXT, "threads": threads, "probe_seconds": None, "queue": 4096,
         **changed,
@@ -200,14 +243,18 @@ async def complete(session: aiohttp.ClientSession, body: Body, told: Told, heade
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
                     text += (chunk["choices"][0]["delta"].get("content") or "") if chunk["choices"] else ""
-                    reply = chunk if "timings" in chunk else reply
-    told.evaluated += reply["timings"]["prompt_n"]
-    told.said += reply["timings"]["predicted_n"]
+                    reply = chunk if "timings" in chunk or chunk.get("usage") else reply
+    if "timings" in reply:
+        told.evaluated += reply["timings"]["prompt_n"]
+        told.said += reply["timings"]["predicted_n"]
+    else:  # vLLM
+        told.said += reply["usage"]["completion_tokens"]
     return text
 
 
 def body_of(prompt: Messages, stream: bool, **more: Any) -> Body:
-    return {"messages": prompt, "temperature": 0, "max_tokens": TOKENS, "stream": stream, **more}
+    usage = {"stream_options": {"include_usage": True}} if stream else {}
+    return {"messages": prompt, "temperature": 0, "max_tokens": TOKENS, "stream": stream, **usage, **more}
 
 
 def vector(expert: int | None, count: int) -> list[dict[str, Any]]:
@@ -323,9 +370,12 @@ def speed(base: Path, experts: list[Installed], asked: list[Messages], threads: 
         places = [rng.randrange(len(asked)) for _ in range(6 * 64)]
         one = [Question(0, place) for place in places]
         eight = [Question(number % count, place) for number, place in enumerate(places)]
-        for name in ("explicit", "gateway"):
+        ways = {"explicit": lambda: stock(base, experts, threads), "gateway": lambda: gateway(base, experts, threads)}
+        if VLLM.exists():
+            ways["gateway over vLLM"] = lambda: over_vllm(base, experts, threads)
+        for name, start in ways.items():
             rates: dict[str, list[float]] = {"one": [], "eight": []}
-            with stock(base, experts, threads) if name == "explicit" else gateway(base, experts, threads) as url:
+            with start() as url:
                 for _ in range(rounds):
                     for kind, questions in (("one", one), ("eight", eight)):
                         told = asyncio.run(
@@ -370,6 +420,122 @@ def overhead(base: Path, experts: list[Installed], asked: list[Messages], thread
     return table
 
 
+# -- abuse -----------------------------------------------------------------------------------------------
+
+IDLE, SLOW, LARGE, FLOOD = 10_000, 64, 50_000_000, 20_000
+QUEUE, FLOODERS = 64, 256  # what may wait, and who asks at once
+
+
+def abuse(base: Path, experts: list[Installed], asked: list[Messages], threads: int, calls: int) -> list[Table]:
+    """What one client waits for a token while others misbehave, and what the gateway's memory does in a flood."""
+    body = {**body_of(asked[0], False, model=experts[0].name), "max_tokens": 1}
+    waits = Table(title=f"one client, one token, {calls} calls, ms, while others ...")
+    for column in ("", "p50", "p99", "failed"):
+        waits.add_column(column, justify="left" if not column else "right")
+    flood = Table(title=f"{FLOOD:,} requests, {FLOODERS} at once; {QUEUE} may wait, {SLOTS} run")
+    for column in ("asked", "answered", "429", "other", "gateway's memory, MB"):
+        flood.add_column(column, justify="right")
+    with process_of(gateway_words(base, experts, threads, {"queue": QUEUE})) as (url, number):
+        misdeeds = {"do nothing": "", f"hold {IDLE:,} idle connections": "idle", f"{SLOW} read nothing": "slow",
+                    f"send bodies of {LARGE // 10**6} MB": "large", "send broken JSON": "broken"}  # fmt: skip
+        for name, misdeed in misdeeds.items():
+            if not misdeed:
+                times, failed = asyncio.run(alone(url, body, calls))
+            else:
+                with process_of([__file__, "--attack", misdeed, url]) as (told, _):
+                    assert told == "attacking", told
+                    times, failed = asyncio.run(alone(url, body, calls))
+            cuts = statistics.quantiles(times, n=100)
+            waits.add_row(name, f"{cuts[49] * 1e3:.1f}", f"{cuts[98] * 1e3:.1f}", str(failed))
+        for row in asyncio.run(flooded(url, body, number)):
+            flood.add_row(*row)
+    return [waits, flood]
+
+
+async def alone(url: str, body: Body, calls: int) -> tuple[list[float], int]:
+    """One call after another: seconds of each, and how many were not answered."""
+    times, told = [], Told()
+    async with connected(url) as session:
+        for _ in range(calls):
+            began = time.perf_counter()
+            await complete(session, body, told)
+            times.append(time.perf_counter() - began)
+    return times, told.failed
+
+
+async def flooded(url: str, body: Body, number: int) -> list[tuple[str, ...]]:
+    """Counts of replies, and memory, after each fourth of the flood."""
+    counts: dict[int, int] = {}
+    rows, left = [("0", "0", "0", "0", f"{resident(number) / 1e6:.0f}")], iter(range(1, FLOOD + 1))
+    async with connected(url) as session:
+
+        async def client() -> None:
+            for place in left:
+                async with session.post("/v1/chat/completions", json=body) as response:
+                    await response.read()
+                    counts[response.status] = counts.get(response.status, 0) + 1
+                if place % (FLOOD // 4) == 0:
+                    other = sum(count for status, count in counts.items() if status not in (200, 429))
+                    memory = f"{resident(number) / 1e6:.0f}"
+                    rows.append((f"{place:,}", str(counts.get(200, 0)), str(counts.get(429, 0)), str(other), memory))
+
+        await asyncio.gather(*(client() for _ in range(FLOODERS)))
+    return rows
+
+
+def resident(number: int) -> int:
+    """Bytes that a process and its children hold (Linux)."""
+    import psutil
+
+    process = psutil.Process(number)
+    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
+
+
+async def attack(kind: str, url: str) -> None:
+    """Misbehaves until standard input ends; prints a line once it is at it."""
+    host, port = url.removeprefix("http://").split(":")
+
+    async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(host, int(port), limit=1 << 10)
+
+    def head(length: int) -> bytes:
+        told = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {length}\r\n\r\n"
+        return told.encode()
+
+    async def sends(body: bytes, length: int | None = None) -> None:
+        """A request with this body; the reply is read where there is one, the connection then left."""
+        reader, writer = await opened()
+        with suppress(OSError):
+            writer.write(head(length or len(body)))
+            for start in range(0, length or len(body), 1 << 16):
+                writer.write(body[start : start + (1 << 16)] if length is None else body)
+                await writer.drain()
+            await reader.read(1 << 10)
+        writer.close()
+
+    async def again_and_again(*told: Any) -> None:
+        while True:
+            await sends(*told)
+
+    held: list[Any] = []
+    if kind == "idle":
+        for _ in range(IDLE):
+            held.append(await opened())
+    elif kind == "slow":
+        body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "go on"}], "max_tokens": 400,
+                           "stream": True}).encode()  # fmt: skip
+        for _ in range(SLOW):
+            reader, writer = await opened()
+            writer.write(head(len(body)) + body)
+            held.append((reader, writer))
+    else:
+        told = (b" " * (1 << 16), LARGE) if kind == "large" else (b'{"messages": [',)
+        held = [asyncio.create_task(again_and_again(*told)) for _ in range(4)]
+    print("attacking", flush=True)  # noqa: T201
+    await asyncio.to_thread(sys.stdin.read)
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1000)
@@ -377,11 +543,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp; the other core is the gateway's and ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=400)
-    parser.add_argument("--only", choices=["purity", "speed", "overhead"])
+    parser.add_argument("--only", choices=["purity", "speed", "overhead", "abuse"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--attack", nargs=2, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.serve:
         return run_gateway(told.serve)
+    if told.attack:
+        return asyncio.run(attack(*told.attack))
     home, console = find_home(), Console(width=110)
     params = read_params(home)
     base = base_gguf(home, read_profile(home, params.profile))
@@ -393,9 +562,12 @@ def main() -> None:
             for count in told.experts:
                 console.print(purity(base, experts[:count], asked, told.requests, told.threads))
         if told.only in (None, "speed"):
-            console.print(speed(base, experts[:8], asked, told.threads, told.rounds))
+            bare = [prompt[1:] for prompt in asked]  # little to read: what is measured is how fast they say
+            console.print(speed(base, experts[:8], bare, told.threads, told.rounds))
         if told.only in (None, "overhead"):
             console.print(overhead(base, experts[:3], asked, told.threads, told.calls))
+        if told.only in (None, "abuse"):
+            console.print(*abuse(base, experts[:3], asked, told.threads, told.calls))
 
 
 if __name__ == "__main__":
