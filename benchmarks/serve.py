@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -432,8 +433,8 @@ def abuse(base: Path, experts: list[Installed], asked: list[Messages], threads: 
     waits = Table(title=f"one client, one token, {calls} calls, ms, while others ...")
     for column in ("", "p50", "p99", "failed"):
         waits.add_column(column, justify="left" if not column else "right")
-    flood = Table(title=f"{FLOOD:,} requests, {FLOODERS} at once; {QUEUE} may wait, {SLOTS} run")
-    for column in ("asked", "answered", "429", "other", "gateway's memory, MB"):
+    flood = Table(title=f"{FLOOD:,} requests twice over; {QUEUE} may wait, {SLOTS} run")
+    for column in ("at once", "asked", "answered", "429", "other", "gateway's memory, MB"):
         flood.add_column(column, justify="right")
     with process_of(gateway_words(base, experts, threads, {"queue": QUEUE})) as (url, number):
         misdeeds = {"do nothing": "", f"hold {IDLE:,} idle connections": "idle", f"{SLOW} read nothing": "slow",
@@ -447,8 +448,9 @@ def abuse(base: Path, experts: list[Installed], asked: list[Messages], threads: 
                     times, failed = asyncio.run(alone(url, body, calls))
             cuts = statistics.quantiles(times, n=100)
             waits.add_row(name, f"{cuts[49] * 1e3:.1f}", f"{cuts[98] * 1e3:.1f}", str(failed))
-        for row in asyncio.run(flooded(url, body, number)):
-            flood.add_row(*row)
+        for at_once in (FLOODERS, QUEUE):
+            for row in asyncio.run(flooded(url, body, number, at_once)):
+                flood.add_row(str(at_once), *row)
     return [waits, flood]
 
 
@@ -463,23 +465,21 @@ async def alone(url: str, body: Body, calls: int) -> tuple[list[float], int]:
     return times, told.failed
 
 
-async def flooded(url: str, body: Body, number: int) -> list[tuple[str, ...]]:
+async def flooded(url: str, body: Body, number: int, at_once: int) -> list[tuple[str, ...]]:
     """Counts of replies, and memory, after each fourth of the flood."""
-    counts: dict[int, int] = {}
-    rows, left = [("0", "0", "0", "0", f"{resident(number) / 1e6:.0f}")], iter(range(1, FLOOD + 1))
+    counts, rows, left = Counter[int](), list[tuple[str, ...]](), iter(range(FLOOD))
     async with connected(url) as session:
 
         async def client() -> None:
-            for place in left:
+            for _ in left:
                 async with session.post("/v1/chat/completions", json=body) as response:
                     await response.read()
-                    counts[response.status] = counts.get(response.status, 0) + 1
-                if place % (FLOOD // 4) == 0:
-                    other = sum(count for status, count in counts.items() if status not in (200, 429))
-                    memory = f"{resident(number) / 1e6:.0f}"
-                    rows.append((f"{place:,}", str(counts.get(200, 0)), str(counts.get(429, 0)), str(other), memory))
+                counts[response.status] += 1
+                if counts.total() % (FLOOD // 4) == 0:
+                    told = (counts.total(), counts[200], counts[429], counts.total() - counts[200] - counts[429])
+                    rows.append((*(f"{count:,}" for count in told), f"{resident(number) / 1e6:.0f}"))
 
-        await asyncio.gather(*(client() for _ in range(FLOODERS)))
+        await asyncio.gather(*(client() for _ in range(at_once)))
     return rows
 
 

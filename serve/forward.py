@@ -108,7 +108,7 @@ class Reply(Response):
         except TimeoutError:
             raise Refusal(503, "waited too long for a place", "overloaded", retry_after=RETRY_SECONDS) from None
         except Busy:
-            raise Refusal(429, "too many requests wait already", "overloaded", retry_after=RETRY_SECONDS) from None
+            raise overloaded() from None
         except Gone:
             if not await self._moved():
                 raise down(self.supervisor) from None
@@ -190,6 +190,11 @@ class Reply(Response):
                 last = json.loads(line[6:])
                 self.metrics.tokens_of(self.asked.model, last.get("timings") or {}, last.get("usage") or {})
             events.put_nowait(line + b"\n")
+
+
+def overloaded() -> Refusal:
+    """429: the queue is full."""
+    return Refusal(429, "too many requests wait already", "overloaded", retry_after=RETRY_SECONDS)
 
 
 def down(supervisor: Supervisor) -> Refusal:

@@ -25,7 +25,7 @@ from starlette.routing import Route as Path_
 from factory.errors import UserError
 from factory.store import read_json
 from serve.clients import Defaults, client_of, hashed
-from serve.forward import LOG, Reply, down
+from serve.forward import LOG, Reply, down, overloaded
 from serve.metrics import Metrics
 from serve.requests import CHAT, TEXT, Refusal, asked, chosen_adapters, read_body
 from serve.router import route
@@ -85,7 +85,9 @@ class Gateway:
     # -- OpenAI's API -----------------------------------------------------------------------------------
 
     async def complete(self, request: Request) -> Response:
-        client = self.client(request)
+        client, serving = self.client(request), self.supervisor.serving
+        if serving and serving.engine.turns.full:  # before any work: under a flood, saying no must be cheap
+            raise overloaded()
         body = await read_body(request, self.settings.body_bytes)
         serving = await self.serving()
         again = partial(asked, path=request.url.path, body=body, default=self.defaults.get(client))
@@ -176,6 +178,13 @@ class Gateway:
             self.admin(request)
         return Response(self.metrics.text(self.supervisor), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """What is refused before anyone was chosen to answer it."""
+        assert isinstance(error, Refusal)
+        if request.url.path in (CHAT, TEXT):
+            self.metrics.requests.labels("-", str(error.status)).inc()
+        return error.response()
+
     async def reload(self, request: Request) -> Response:
         """Serves what is installed now: {"restart": bool}."""
         self.admin(request)
@@ -221,13 +230,8 @@ def app(supervisor: Supervisor, settings: Settings, admin_token: str = "") -> St
         Path_("/admin/reload", gateway.reload, methods=["POST"]),
     ]
     return Starlette(
-        routes=routes, lifespan=lambda _: opened(supervisor, settings), exception_handlers={Refusal: _refused}
+        routes=routes, lifespan=lambda _: opened(supervisor, settings), exception_handlers={Refusal: gateway.refused}
     )
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return error.response()
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -54,7 +54,7 @@ class Supervisor:
     need: Callable[[list[Installed]], int] = lambda experts: 0  # bytes of a second engine
     free: Callable[[], int] = lambda: 1 << 62
     serving: Serving | None = None
-    trouble: str = "starting"  # why nothing serves
+    trouble: str = "starting"  # why nothing serves, or what to say should the engine not answer
     restarts: int = 0
     applied: dict[str, bool] = field(default_factory=dict)  # expert -> whether its last probe showed its adapter
     _held: _Held | None = None
@@ -185,7 +185,7 @@ class Supervisor:
 
     async def _begin(self, experts: list[Installed]) -> None:
         self._held = await self._hold(experts)
-        self.serving = self._serving(self._held.engine, experts)
+        self.serving, self.trouble = self._serving(self._held.engine, experts), "it went silent, and is looked at"
 
     def _serving(self, engine: Engine, experts: list[Installed]) -> Serving:
         return Serving(engine, {expert.name: expert for expert in experts}, self.router(experts))

@@ -79,6 +79,11 @@ class Turns:
         """How many requests wait."""
         return sum(map(len, self.waiting.values()))
 
+    @property
+    def full(self) -> bool:
+        """Whether one more would be sent away."""
+        return self.length >= self.most
+
     @asynccontextmanager
     async def turn(self, group: Hashable, owner: Hashable, messages: Sequence[int] = ()) -> AsyncIterator[Place]:
         """The place of one request, for as long as it runs.
@@ -94,7 +99,7 @@ class Turns:
         """
         if self._closed:
             raise Gone
-        if self.length >= self.most:
+        if self.full:
             raise Busy
         waiter = Waiter(owner, tuple(messages), asyncio.get_running_loop().create_future())
         self.waiting.setdefault(group, deque()).append(waiter)

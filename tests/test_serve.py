@@ -237,6 +237,20 @@ def test_metrics_count_by_expert_and_hold_no_text(client):
     assert 'dmoe_tokens_total{expert="red",kind="said"}' in text and "aardvark" not in text
 
 
+def test_metrics_count_what_is_refused_too(client):
+    def count():
+        text = client.get("/metrics").text
+        return sum(
+            float(line.split()[-1])
+            for line in text.splitlines()
+            if line.startswith('dmoe_requests_total{expert="-",status="4')
+        )
+
+    before = count()
+    post(client, "nobody"), post(client, "red", n=2)
+    assert count() == before + 2
+
+
 def test_a_line_is_logged_for_each_request_and_text_only_where_the_settings_ask(client, caplog, tiny_gguf, tmp_path):
     caplog.set_level("INFO", "dmoe.requests")
     post(client, "red", "an aardvark?")
@@ -292,6 +306,8 @@ def test_a_killed_engine_is_503_with_retry_after_and_comes_back_by_itself(tiny_g
             replies = [one.result(timeout=60) for one in asked]
         failed = [reply for reply in replies if reply.status_code != 200]
         assert {reply.status_code for reply in failed} == {503} and failed[0].headers["retry-after"] == "2"
+        while not supervisor.restarts:
+            time.sleep(0.02)
         until(client, "/ready", 200)
         assert content(post(client, "red").json()) == alone("hello", "red")
         assert supervisor.restarts == 1
@@ -386,8 +402,10 @@ def test_without_memory_for_a_second_engine_its_cost_is_told_and_a_restart_queue
 def test_more_requests_than_may_wait_are_429_with_retry_after(tiny_gguf, tmp_path):
     with client_for(*supervised(tiny_gguf, list, tmp_path, slots=1, queue=2)) as client, ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda i: post(client, "base", f"{i}", max_tokens=60), range(12)))
-    codes = [reply.status_code for reply in replies]
-    assert set(codes) == {200, 429} and codes.count(200) >= 3
+        codes = [reply.status_code for reply in replies]
+        assert set(codes) == {200, 429} and codes.count(200) >= 3
+        refused = f'dmoe_requests_total{{expert="-",status="429"}} {codes.count(429)}.0'
+        assert refused in client.get("/metrics").text
     assert next(r for r in replies if r.status_code == 429).headers["retry-after"] == "2"
 
 
