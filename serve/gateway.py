@@ -93,7 +93,8 @@ class Gateway:
         again = partial(asked, path=request.url.path, body=body, default=self.defaults.get(client))
         fresh = "no-store" in request.headers.get("cache-control", "")
         wait, log_text = self.settings.wait_seconds, self.settings.log_text
-        return Reply(again(serving), again, serving, self.supervisor, self.metrics, client, wait, fresh, log_text)
+        chosen = await asyncio.to_thread(again, serving) if serving.router.slow else again(serving)
+        return Reply(chosen, again, serving, self.supervisor, self.metrics, client, wait, fresh, log_text)
 
     async def models(self, request: Request) -> Response:
         self.client(request)
@@ -122,7 +123,8 @@ class Gateway:
                 turns = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user"]
         if not isinstance(turns, str | list) or not all(isinstance(turn, str) for turn in turns) or not turns:
             raise Refusal(400, "give a question: ?q=..., or text, or messages", "invalid_messages")
-        chosen = route((await self.serving()).router, turns)
+        router = (await self.serving()).router
+        chosen = await asyncio.to_thread(route, router, turns) if router.slow else route(router, turns)
         return JSONResponse(chosen.explain())
 
     # -- llama.cpp's contract, for one client -------------------------------------------------------------

@@ -99,6 +99,11 @@ class Router:
     rows: dict[str, int] | None = None  # name -> row of `fitted`
     encoder: Encoder | None = None
 
+    @property
+    def slow(self) -> bool:
+        """Whether a look takes milliseconds, because a model reads the question."""
+        return self.encoder is not None and self.encoder.name == "minilm"
+
 
 def make_router(experts: Iterable[Installed], encoder: Encoder | None = None) -> Router:
     """A router over the experts that `auto` may choose.
