@@ -184,7 +184,13 @@ async def llama_server(url: str, key: str, experts: Sequence[Installed], most: i
 def llama_command(
     base: Path, experts: Sequence[Installed], *, slots: int, context: int, threads: int | None
 ) -> list[str]:
-    """The command line of a llama-server that serves what `own` would, in the same way."""
+    """The command line of a llama-server that serves what `own` would, in the same way.
+
+    Raises:
+        UserError: an adapter's path cannot be told in it.
+    """
+    if odd := [expert for expert in experts if set(",:") & set(str(expert.adapter))]:
+        raise UserError(f"{odd[0].adapter}: llama-server takes no path with a comma or a colon for an adapter; move it")
     words = ["llama-server", "--model", str(base), "--host", "127.0.0.1", "--port", "8081"]
     words += ["--parallel", str(slots), "--ctx-size", str(slots * context)]
     words += ["--threads", str(threads), "--threads-batch", str(threads)] if threads else []

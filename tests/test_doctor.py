@@ -1,8 +1,14 @@
 """`dmoe doctor` against real gateways: silent where all is pure, loud where one thing is not."""
 
-from contextlib import contextmanager
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import httpx
 import pytest
 from serving import live, red_and_blue, supervised
 
@@ -11,6 +17,8 @@ from factory.llama import running
 from serve.doctor import doctor
 from serve.engine import LlamaEngine, ask, started
 from serve.market import Probe
+from serve.settings import DEFAULTS
+from serve.start import command
 
 CHECKS = ["ready", "applied: red", "applied: blue", "different", "A, B, A", "streamed", "a POST in between",
           "several turns", "8 clients at once"]  # fmt: skip
@@ -55,6 +63,39 @@ def test_a_llama_server_of_someone_else_passes_every_check(tiny_gguf, experts, t
     with external(tiny_gguf, experts, tmp_path, monkeypatch) as url:
         findings = list(doctor(url))
     assert [(f.what, f.good) for f in findings] == [(what, True) for what in CHECKS], findings
+
+
+@pytest.mark.skipif(not shutil.which("llama-server"), reason="no llama-server on the path: llama.cpp is to be built")
+def test_a_llama_server_started_by_the_printed_line_passes_every_check(tiny_gguf, experts, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    line = command(DEFAULTS.model_copy(update={"slots": 4, "context": 1024, "threads": 1}), tiny_gguf, experts)
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(shlex.split(line.replace("8081", port)), stdout=log, stderr=log)
+        try:
+            while server.poll() is None:
+                with suppress(httpx.HTTPError):
+                    if httpx.get(f"{url}/health", trust_env=False).is_success:
+                        break
+                time.sleep(0.1)
+            assert server.poll() is None, (tmp_path / "log").read_text(errors="replace")[-2000:]
+            with live(*supervised(tiny_gguf, lambda: experts, tmp_path, engine="llama-server", url=url)) as gateway:
+                findings = list(doctor(gateway))
+        finally:
+            server.terminate()
+            server.wait()
+    assert [(f.what, f.good) for f in findings] == [(what, True) for what in CHECKS], findings
+
+
+def test_the_printed_line_loads_every_adapter_at_nothing_and_keeps_no_prompt_in_memory(tiny_gguf, experts):
+    words = shlex.split(command(DEFAULTS, tiny_gguf, experts))
+    told = dict(zip(words, words[1:], strict=False))
+    assert told["--lora-scaled"] == ",".join(f"{expert.adapter}:0" for expert in experts)
+    assert told["--cache-ram"] == told["--ctx-checkpoints"] == "0" and told["--ctx-size"] == "16384"
+    odd = [replace(experts[0], adapter=experts[0].adapter.with_name("red,blue.gguf"))]
+    with pytest.raises(UserError, match=r"red,blue.gguf: llama-server takes no path with a comma"):
+        command(DEFAULTS, tiny_gguf, odd)
 
 
 def test_one_answer_in_seven_by_whoever_was_asked_before_is_found(tiny_gguf, experts, tmp_path, monkeypatch):
