@@ -444,9 +444,9 @@ def _poke(restart: bool) -> None:
 
     done = poke(dmoe_home() / "server.json", restart)
     if done is None:
-        return typer.echo("no server of this DMOE_HOME runs; the next one serves it")
-    how = {"same": "it was loaded already", "second": "a second engine took over", "restarted": "it was restarted"}
-    typer.echo(f"the running server serves it: {how[done['engine']]}, {done['seconds']:.1f} s, no request failed")
+        return typer.echo("no server of this DMOE_HOME runs; the next one goes by it")
+    how = {"same": "nothing had to be loaded", "second": "a second engine took over", "restarted": "it was restarted"}
+    typer.echo(f"the running server goes by it: {how[done['engine']]}, {done['seconds']:.1f} s, no request failed")
 
 
 @app.command()
@@ -584,7 +584,9 @@ def list_installed() -> None:
     from serve.market import dmoe_home
     from serve.show import COLUMNS, listed
 
-    print_rows(COLUMNS, listed(dmoe_home()), "table")
+    if not (rows := listed(dmoe_home())):
+        return typer.echo(f"nothing is installed in {dmoe_home()}\n  then run: dmoe install PACKAGE")
+    print_rows(COLUMNS, rows, "table")
 
 
 @app.command()

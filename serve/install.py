@@ -151,7 +151,7 @@ def _refuse_successor(expert: Path, package: Package, signed: Signer, source: st
 def taken(
     newcomer: Installed, others: Sequence[Installed], asked: dict[str, list[str]], encoder: Encoder | None = None
 ) -> tuple[Taken, ...]:
-    """The share of each group of questions that goes to `newcomer` with it, and not to its own name without it."""
+    """The share of each group of questions that `newcomer` takes from others, or from the base."""
     before = make_router(others, encoder)
     after = make_router([*(other for other in others if other.name != newcomer.name), newcomer], encoder)
     groups = {of: questions for of, questions in asked.items() if of != newcomer.name and questions}
@@ -159,9 +159,9 @@ def taken(
 
 
 def share(before: Router, after: Router, name: str, questions: Sequence[str]) -> float:
-    """The share of `questions` that `after` gives to `name` and `before` did not."""
-    gone = sum(route(after, q).expert == name and route(before, q).expert != name for q in questions)
-    return gone / len(questions)
+    """The share of `questions` that `name` takes from who answered `before`: for itself, or for nobody by a tie."""
+    answered = [(route(before, q).expert, route(after, q).expert) for q in questions]
+    return sum(old not in (name, new) for old, new in answered) / len(questions)
 
 
 def asked_of_others(home: Home | None, folder: Path) -> dict[str, list[str]]:

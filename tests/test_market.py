@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 
 KEY = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]
 
-NO_SERVER = "no server of this DMOE_HOME runs; the next one serves it\n"
+NO_SERVER = "no server of this DMOE_HOME runs; the next one goes by it\n"
 
 
 @pytest.fixture(scope="session")
@@ -319,11 +319,17 @@ def test_a_newcomer_that_takes_others_traffic_is_reached_by_name_alone(make, put
     put(make("blue", 1))
     asked = {"everyday questions": ["where is the sea"] * 98 + ["a red rose", "red wine"], "blue": ["blue or red?"] * 3}
     done = put(make(), asked)
-    assert [(t.of, t.number, t.share) for t in done.taken] == [("everyday questions", 100, 0.02), ("blue", 3, 0.0)]
+    assert [(t.of, t.number, t.share) for t in done.taken] == [("everyday questions", 100, 0.02), ("blue", 3, 1.0)]
     assert not done.routed and named(house) == [("blue", True), ("red", False)]
     remove(house, "red")
     assert put(make(folder="again"), asked, routed=True).routed and named(house) == [("blue", True), ("red", True)]
     assert make_router(market_experts(house)).wanted
+
+
+def test_a_twin_takes_what_a_tie_would_leave_to_nobody(make, put):
+    put(make("blue"))
+    done = put(make("blue", folder="twin"), {"blue": ["is the blue sky blue?", "what is a sea?"]}, name="twin")
+    assert [(t.of, t.share) for t in done.taken] == [("blue", 0.5)] and not done.routed
 
 
 def test_routing_of_an_upgrade_comes_and_goes_with_it(make, put, house):
