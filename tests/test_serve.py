@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import re
 import random
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
