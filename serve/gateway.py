@@ -150,7 +150,7 @@ class Gateway:
 
     async def ready(self, request: Request) -> Response:
         serving = self.supervisor.serving
-        if serving is None:
+        if serving is None or self.supervisor.suspected:
             return JSONResponse({"status": "not ready", "why": self.supervisor.trouble}, 503, {"Retry-After": "2"})
         return JSONResponse({"status": "ready", "engine": serving.engine.kind, "experts": len(serving.experts)})
 

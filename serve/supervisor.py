@@ -55,6 +55,7 @@ class Supervisor:
     free: Callable[[], int] = lambda: 1 << 62
     serving: Serving | None = None
     trouble: str = "starting"  # why nothing serves, or what to say should the engine not answer
+    suspected: bool = False  # someone got no answer from the engine, and it has not been looked at since
     restarts: int = 0
     applied: dict[str, bool] = field(default_factory=dict)  # expert -> whether its last probe showed its adapter
     _held: _Held | None = None
@@ -85,6 +86,7 @@ class Supervisor:
 
     def suspect(self) -> None:
         """Someone got no answer from the engine: look at it now."""
+        self.suspected = True
         self._nudge.set()
 
     async def watch(self) -> None:
@@ -96,7 +98,7 @@ class Supervisor:
             self._nudge.clear()
             held = self._held
             if held is None or await held.engine.alive():
-                silent = 0
+                silent, self.suspected = 0, False
                 continue
             silent += 1
             if silent >= DEAD_AFTER and held is self._held:
@@ -185,7 +187,8 @@ class Supervisor:
 
     async def _begin(self, experts: list[Installed]) -> None:
         self._held = await self._hold(experts)
-        self.serving, self.trouble = self._serving(self._held.engine, experts), "it went silent, and is looked at"
+        self.serving, self.suspected = self._serving(self._held.engine, experts), False
+        self.trouble = "it went silent, and is looked at"
 
     def _serving(self, engine: Engine, experts: list[Installed]) -> Serving:
         return Serving(engine, {expert.name: expert for expert in experts}, self.router(experts))
