@@ -79,7 +79,7 @@ def test_who_leaves_ends_the_engines_work(server):
 
 def test_who_leaves_while_waiting_is_forgotten(server):
     client, supervisor = server
-    first = raw(client, talk(max_tokens=400, model="base"))
+    first = raw(client, talk(max_tokens=900, model="base"))  # still at it when the others have come
     until(lambda: supervisor.serving.engine.turns.running)
     waiting = [raw(client, talk()) for _ in range(5)]
     until(lambda: supervisor.serving.engine.turns.length == 5)
