@@ -1,5 +1,9 @@
 """Encoders: a text -> one vector of length 1, by all-MiniLM-L6-v2 or by a static table distilled from it.
 
+The model's last layer says what a text is about; the two before it still tell how that is said (`Hats have got too
+big for me`). Its vector is the mean over the tokens in each of the three, and of the last the highest and the lowest on
+each axis, all five measured from where plain sentences lie: docs/routing.md has what they bring.
+
 The table is a file with a row for each token, written by `dmoe encoder`: MiniLM's view of the token alone, reduced to
 256 axes in order of spread, and shorter the commoner the token. A text is its tokens' mean, and on each axis the
 highest and the lowest of them, which one telling word can set: NumPy and a tokenizer, no model. The weights are
@@ -24,6 +28,15 @@ Floats = NDArray[np.float32]
 CURE = "\n  then run: make encoder"
 AXES = 256
 MOST_TOKENS = 256  # of a text that are read
+LAYERS = 3  # of the model, counted from the last
+PLAIN = (  # about everything and nothing: what all texts share lies in their middle
+    "What time is it?", "My brother is coming on Sunday.", "how do i fix this", "Write a short letter to a friend.",
+    "I have been waiting for two hours and nobody came.", "Which one would you take?", "thanks, that helped",
+    "Explain it to me as if I were ten.", "We went to the lake and it rained.", "is it normal that it makes a noise",
+    "Where can I buy good bread?", "She told me that she would call back, but she never did.",
+    "Name three rivers in Africa.", "What does this word mean?", "it stopped working yesterday",
+    "Give me an idea for a present.",
+)  # fmt: skip
 COMMON = 3e-4  # tokens more frequent than this weigh less than half (Arora 2017: a / (a + p), p by Zipf's law)
 
 
@@ -32,7 +45,7 @@ class Encoder:
     """A way to turn texts into vectors; `digest` tells whether two are the same."""
 
     name: str
-    digest: str  # SHA-256 of its weights
+    digest: str  # SHA-256 of its weights, and of how it reads them
     encode: Callable[[Sequence[str]], Floats]  # n texts -> float32 [n, axes] of length 1; 0 where nothing is read
 
 
@@ -99,14 +112,30 @@ def _table(path: Path) -> Encoder:
 
 
 def _model(folder: Path) -> Encoder:
+    import hashlib
+
+    pools = _pools(folder)
+    centre = pools(PLAIN).mean(axis=0)  # [pools, hidden]
+    about = f"{sha256(folder / 'model.safetensors')} {LAYERS} {PLAIN}"
+
+    def encode(texts: Sequence[str]) -> Floats:
+        found = pools(texts) - centre
+        lengths = np.linalg.norm(found, axis=2, keepdims=True)
+        return unit((found / np.maximum(lengths, 1e-9)).reshape(len(texts), -1))
+
+    return Encoder("minilm", hashlib.sha256(about.encode()).hexdigest(), encode)
+
+
+def _pools(folder: Path) -> Callable[[Sequence[str]], Floats]:
+    """n texts -> [n, pools, hidden]: the tokens' mean in each of the last layers, then the last one's two extremes."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
 
-    def encode(texts: Sequence[str]) -> Floats:
-        found = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    def pools(texts: Sequence[str]) -> Floats:
+        found = np.zeros((len(texts), LAYERS + 2, model.config.hidden_size), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike in length: little padding
         for start in range(0, len(order), 64):
             part = order[start : start + 64]
@@ -114,12 +143,17 @@ def _model(folder: Path) -> Encoder:
                 [texts[i] for i in part], padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt"
             )
             with torch.inference_mode():
-                hidden = model(**batch).last_hidden_state
+                layers = model(**batch, output_hidden_states=True).hidden_states[-LAYERS:]
             mask = batch["attention_mask"][..., None]
-            found[part] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
-        return unit(found)
+            means = [(layer * mask).sum(1) / mask.sum(1) for layer in layers]
+            ends = [
+                layers[-1].masked_fill(mask == 0, -torch.inf).amax(1),
+                layers[-1].masked_fill(mask == 0, torch.inf).amin(1),
+            ]
+            found[part] = torch.stack([*means, *ends], 1).numpy()
+        return found
 
-    return Encoder("minilm", sha256(folder / "model.safetensors"), encode)
+    return pools
 
 
 def distil(folder: Path, path: Path) -> None:

@@ -31,9 +31,11 @@ SENSES = (  # a keyword as a mere word: the same for every expert, so that none 
     "crossword clue for {}", "who invented {}", "the history of {} in three sentences, for school",
 )  # fmt: skip
 MOST_CLASSES, FEWEST_CLASSES = 64, 6  # directions; an expert of one answer gets the lower number
-STRENGTH = {WORDS: 20.0, "static": 3.0, "minilm": 20.0}  # the inverse of the penalty on large weights
-TAKEN = {"precision": 0.003, "recall": 0.02}  # of everyday questions, taken for its own
-LOST = {"precision": 0.04, "recall": 0.01}  # of its own questions that hold a keyword
+STRENGTH = {WORDS: 20.0, "static": 3.0, "minilm": 50.0}  # the inverse of the penalty on large weights
+TAKEN = {"precision": 0.003, "recall": 0.02}  # of everyday questions, taken for its own, at most
+TAKEN_BY_MODEL = {"precision": 0.01, "recall": 0.02}  # by MiniLM: everyday.txt holds more hard ones than people ask
+WORTH = {"precision": 10, "recall": 3}  # a share of them that is taken is as bad as so large a share of its own lost
+LOST = {"precision": 0.02, "recall": 0.01}  # of its own questions that hold a keyword
 FEWEST = 20  # questions with a keyword, from which a threshold for them can be told
 
 
@@ -206,6 +208,17 @@ def _view(name: str, space: Any, asked: Questions) -> View:
     return View(weights.astype(np.float16), bias.astype(np.float32), centroid)
 
 
+def _threshold(own: NDArray[np.float64], others: NDArray[np.float64], most: float, worth: float) -> float:
+    """Where `most` of the others are taken; higher where more of those can be spared than its own are lost by it."""
+    lowest = float(np.quantile(others, 1 - most))
+    if len(own) < FEWEST:
+        return lowest
+    at = np.unique(np.concatenate([own, others]))
+    lost = np.searchsorted(np.sort(own), at) / len(own)
+    taken = 1 - np.searchsorted(np.sort(others), at) / len(others)
+    return max(lowest, float(at[np.argmax(lost >= worth * taken)]))
+
+
 def _joint(
     scores: list[NDArray[np.float64]], own: NDArray[np.bool_], hits: NDArray[np.bool_], prefer: str,
     encoder: Encoder | None = None,
@@ -215,7 +228,8 @@ def _joint(
     space = np.stack(scores, axis=1)
     model = LogisticRegression(class_weight="balanced").fit(space, own)
     score = model.decision_function(space)
-    threshold = float(np.quantile(score[~own & ~hits], 1 - TAKEN[prefer]))
+    most = (TAKEN_BY_MODEL if encoder and encoder.name == "minilm" else TAKEN)[prefer]
+    threshold = _threshold(score[own & ~hits], score[~own & ~hits], most, WORTH[prefer])
     held = score[own & hits]
     lowest = float(np.quantile(held, LOST[prefer])) if len(held) >= FEWEST else threshold - 2
     by_words, by_meaning = [*map(float, model.coef_[0]), 0.0][:2]

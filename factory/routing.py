@@ -25,7 +25,7 @@ WORD = re.compile(r"\w+(?:'\w+)*")
 WORDS = "words"  # the view that needs no encoder
 BUCKETS = 8192  # words and parts of words are hashed into so many
 FORMAT = 1
-MOST_BYTES, MOST_ANSWERS, MOST_AXES, MOST_VIEWS = 16 << 20, 256, 1024, 4
+MOST_BYTES, MOST_ANSWERS, MOST_AXES, MOST_VIEWS = 16 << 20, 256, 4096, 4
 LONGEST = 4000  # characters of a question that are read
 
 Numbers = NDArray[np.int64]

@@ -3,8 +3,8 @@
 A keyword counts at word boundaries; a negative keyword bars its expert. What `dmoe fit` learned of an expert
 (factory/routing.py) then scores the question: without a keyword it must reach the expert's threshold, with one a lower
 threshold. An expert that brings nothing of the kind is chosen by its keywords alone. Of those that reach theirs, the
-one that is furthest above answers. A later turn of a conversation stays with the expert of the turn before where it
-only makes sense as its continuation.
+one that is furthest above answers; one whose keyword was said goes before one without. A later turn of a conversation
+stays with the expert of the turn before where it only makes sense as its continuation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,12 +52,13 @@ class Route:
     reason: str
     hits: tuple[tuple[str, str], ...] = ()  # (expert, keyword)
     vetoes: tuple[tuple[str, str], ...] = ()  # (expert, negative keyword)
-    scores: tuple[Score, ...] = ()  # the furthest above its threshold first
+    scores: tuple[Score, ...] = ()  # the one that would answer first
     encoder: str = ""  # empty: keywords and words alone
     stayed: bool = False  # with the expert of an earlier turn
 
     def explain(self) -> dict[str, Any]:
-        """All of it, ready for JSON. `margin`: how much further above its threshold the first is than the second."""
+        """All of it, ready for JSON. `margin`: how much further above its threshold the first is than the second;
+        below 0 where a keyword put it first."""
         above = [one.score - one.threshold for one in self.scores]
         return {
             "expert": self.expert, "reason": self.reason, "stayed": self.stayed, "encoder": self.encoder or None,
@@ -236,7 +237,8 @@ def _alone(router: Router, text: str) -> Route:
 
 
 def _decided(told: Route, scores: list[Score], hits: dict[str, list[Gram]]) -> Route:
-    tied = sorted(one.expert for one in scores if _above(one) == _above(scores[0]))
+    alike = [one for one in scores if (one.expert in hits) == (scores[0].expert in hits)]
+    tied = sorted(one.expert for one in alike if _above(one) == _above(scores[0]))
     if len(tied) > 1:
         return replace(told, reason=f"tie: {', '.join(tied)}")
     name = scores[0].expert
@@ -268,7 +270,7 @@ def _keywords(router: Router, text: str) -> tuple[dict[str, list[Gram]], dict[st
 
 
 def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, Gram]) -> list[Score]:
-    """The experts that come into question, the furthest above its threshold first. `held`: words of its keywords."""
+    """The experts that come into question, the one that would answer first. `held`: words of each one's keywords."""
     known = router.rows or {}
     found = [Score(name, float(held[name]), 0.0) for name in held if name not in known]
     if router.fitted:
@@ -278,12 +280,13 @@ def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, G
         keyed = set(hit.tolist())
         column = [4 if row in keyed else 3 for row in rows.tolist()]
         needed = router.fitted.joints[rows, column]
-        best = np.argsort(needed - score, kind="stable")[: TOP + len(barred)]
+        first = (score > needed) & np.isin(rows, hit)
+        best = np.lexsort((needed - score, ~first))[: TOP + len(barred)]
         told = (
             Score(router.fitted.names[rows[i]], round(float(score[i]), 3), round(float(needed[i]), 3)) for i in best
         )
         found += [one for one in told if one.expert not in barred]
-    return sorted(found, key=lambda one: -_above(one))
+    return sorted(found, key=lambda one: (_above(one) <= 0 or one.expert not in held, -_above(one)))
 
 
 def _nearest(fitted: Fitted, encoder: Encoder | None, text: str, hit: Rows) -> tuple[Rows, Floats | None]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from factory.embed import find_encoder, load_encoder
 from factory.errors import UserError
-from factory.fit import everyday, fit
+from factory.fit import _threshold, everyday, fit
 from factory.paths import Home
 from factory.routing import WORDS, read_routing, write_routing
 from factory.schema import ROWS, write_rows
@@ -84,6 +84,16 @@ def test_recall_asks_for_less_than_precision(home):
     assert lenient.threshold < precise.threshold and lenient.threshold_hit <= precise.threshold_hit
 
 
+def test_the_threshold_takes_few_others_and_fewer_where_that_costs_little_of_its_own():
+    others = np.arange(1000.0)  # 1 % of them is taken from 990 on
+    assert _threshold(np.full(100, 2000.0), others, 0.01, 10) == pytest.approx(2000)  # apart: none need be taken
+    mixed = np.concatenate([np.full(50, 900.0), np.full(50, 2000.0)])  # half of its own lie below the line already
+    assert _threshold(mixed, others, 0.01, 10) == pytest.approx(989, abs=1)
+    half = np.concatenate([np.full(5, 992.0), np.full(95, 2000.0)])  # 5 % of its own are worth 0.5 % of the others
+    assert 992 < _threshold(half, others, 0.01, 10) <= 996
+    assert _threshold(np.full(3, 2000.0), others, 0.01, 10) == pytest.approx(989, abs=1)  # too few to tell
+
+
 def test_an_example_of_the_template_counts_as_its_own_question(home):
     fit(home, "product", [])
     odd = "gimme a zorbulator for the moonbase"
@@ -119,3 +129,15 @@ def test_a_matrix_that_lies_transposed_in_memory_is_written_right(home):
     path = home.root / "again.safetensors"
     write_routing(path, found)
     assert np.array_equal(read_routing(path).views[WORDS].weights, view.weights)
+
+
+def test_minilm_gives_vectors_of_length_one_whatever_stands_beside_them():
+    home = Home(ROOT)
+    if not home.minilm.exists():
+        pytest.skip("no encoder; run: make encoder")
+    encoder = find_encoder(home, "minilm")
+    texts = ["", "short", "a rather long question about nothing, " * 40]
+    together, alone = encoder.encode(texts), np.concatenate([encoder.encode([text]) for text in texts])
+    assert np.isfinite(together).all() and np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.abs(together - alone).max() < 1e-4
+    assert together[1] @ together[2] < 0.7  # measured from the middle of all texts: unlike ones do not look alike
