@@ -184,10 +184,9 @@ def many(count: int, encoder: Encoder | None, meaning: bool) -> Router:
     """The real experts among so many made-up ones."""
     from factory.routing import read_routing
 
-    real = experts()
-    static = find_encoder(HOME, "static")
-    assert static is not None
-    keywords, known = crowd(count - len(real) if count > len(real) else 0, static, np.random.default_rng(1))
+    real, space = experts(), encoder or find_encoder(HOME, "static")
+    assert space is not None
+    keywords, known = crowd(count - len(real) if count > len(real) else 0, space, np.random.default_rng(1))
     wanted = {words(word): [name] for name, own in keywords.items() for word in own}
     for one in real:
         for word in one.keywords:
@@ -210,8 +209,6 @@ def per_query(router: Router, texts: list[str]) -> str:
 
 
 def speed() -> None:
-    from serve.router import _nearest
-
     texts = [text for pairs in questions().values() for text, _ in pairs]
     texts = [texts[i] for i in np.random.default_rng(0).integers(len(texts), size=1000)]
     static = find_encoder(HOME, "static")
@@ -223,20 +220,26 @@ def speed() -> None:
             for n in (3, 10_000)
         ]
         table.add_row(name, *cells)
-    minilm = find_encoder(HOME, "minilm")
-    table.add_row("and MiniLM", per_query(many(3, minilm, True), texts[:100]), "not run")
+    minilm = find_encoder(HOME, "minilm") or sys.exit("run: make encoder")
+    table.add_row("and MiniLM", *(per_query(many(n, minilm, True), texts[:100]) for n in (3, 10_000)))
     CONSOLE.print(table)
-    router = many(10_000, static, True)
-    assert router.fitted is not None and router.rows is not None
+    for encoder in (static, remembering(minilm)):
+        first_look(encoder)
+
+
+def first_look(encoder: Encoder | None) -> None:
+    """How often the right expert is among the few that are looked at closely."""
+    from serve.router import _nearest
+
+    router = many(10_000, encoder, True)
+    assert encoder is not None and router.fitted is not None and router.rows is not None
     for name, pairs in questions().items():
         if name in router.rows:
-            seen = [
-                router.rows[name] in _nearest(router.fitted, static, text, np.zeros(0, np.int64))[0]
-                for text, _ in pairs
-            ]
-            CONSOLE.print(
-                f"{name}: among the {NEAREST} looked at closely, of 10,000: {np.mean(seen):.3f} of its held-out rows"
-            )
+            encoder.encode([text for text, _ in pairs])
+            none = np.zeros(0, np.int64)
+            seen = [router.rows[name] in _nearest(router.fitted, encoder, text, none)[0] for text, _ in pairs]
+            told = f"{name}, {encoder.name}: among the {NEAREST} looked at closely, of 10,000"
+            CONSOLE.print(f"{told}: {np.mean(seen):.3f} of its held-out rows")
 
 
 def main() -> None:

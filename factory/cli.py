@@ -352,7 +352,7 @@ def _answer(home: "Home", profile: "Profile", questions: list[tuple[str, str]], 
 @app.command()
 def route(
     turns: Annotated[list[str], typer.Argument(help="A question; several are the turns of one conversation.")],
-    encoder: Annotated[str, typer.Option(help="static, minilm or none; without it the best that is there.")] = "",
+    encoder: Annotated[str, typer.Option(help="static, minilm or none; without it the table, if it is there.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="All of it, for programs.")] = False,
 ) -> None:
     """Say which expert would answer a question, and why: keywords, scores, thresholds. Asks nobody."""
