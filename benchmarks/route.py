@@ -32,7 +32,7 @@ from factory.seeds import read_seeds  # noqa: E402
 from factory.store import read_yaml  # noqa: E402
 from factory.template import read_template  # noqa: E402
 from serve.market import Installed  # noqa: E402
-from serve.router import NEAREST, Router, make_router, over, route  # noqa: E402
+from serve.router import Router, make_router, over, route  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 HOME = Home(ROOT)
@@ -238,7 +238,7 @@ def first_look(encoder: Encoder | None) -> None:
             encoder.encode([text for text, _ in pairs])
             none = np.zeros(0, np.int64)
             seen = [router.rows[name] in _nearest(router.fitted, encoder, text, none)[0] for text, _ in pairs]
-            told = f"{name}, {encoder.name}: among the {NEAREST} looked at closely, of 10,000"
+            told = f"{name}, {encoder.name}: among the {encoder.kept} looked at closely, of 10,000"
             CONSOLE.print(f"{told}: {np.mean(seen):.3f} of its held-out rows")
 
 

@@ -47,6 +47,8 @@ class Encoder:
     name: str
     digest: str  # SHA-256 of its weights, and of how it reads them
     encode: Callable[[Sequence[str]], Floats]  # n texts -> float32 [n, axes] of length 1; 0 where nothing is read
+    telling: tuple[int, int] = (0, 64)  # from and to: axes that tell most by themselves, for a first look at thousands
+    kept: int = 16  # experts that such a look leaves
 
 
 def find_encoder(home: Home, name: str = "") -> Encoder | None:
@@ -123,7 +125,9 @@ def _model(folder: Path) -> Encoder:
         lengths = np.linalg.norm(found, axis=2, keepdims=True)
         return unit((found / np.maximum(lengths, 1e-9)).reshape(len(texts), -1))
 
-    return Encoder("minilm", hashlib.sha256(about.encode()).hexdigest(), encode)
+    hidden = centre.shape[1]
+    last = ((LAYERS - 1) * hidden, LAYERS * hidden)
+    return Encoder("minilm", hashlib.sha256(about.encode()).hexdigest(), encode, last, 256)
 
 
 def _pools(folder: Path) -> Callable[[Sequence[str]], Floats]:

@@ -21,8 +21,6 @@ from serve.market import Installed
 Gram = tuple[str, ...]
 Rows = NDArray[np.int64]
 
-COARSE = 64  # leading axes, of which the first look at all experts is made
-NEAREST = 16  # experts that are looked at closely
 TURNS = 8  # of a conversation, the last ones that count
 TOP = 5  # scores that are told
 
@@ -85,7 +83,7 @@ class Fitted:
     words_bias: Floats  # [directions]
     by_meaning: Floats  # [directions, axes]; no axes where there is no encoder
     meaning_bias: Floats
-    coarse: Floats  # [experts, COARSE] centroids
+    coarse: Floats  # [experts, telling axes] centroids
     blind: Rows  # rows that know nothing of the encoder: told by words
 
 
@@ -145,12 +143,13 @@ def side_by_side(known: dict[str, Routing], encoder: Encoder | None) -> Fitted:
     views = [routing.views[WORDS] for routing in known.values()]
     starts = np.cumsum([0, *(len(view.bias) for view in views)])
     by_meaning, meaning_bias = np.zeros((starts[-1], axes), np.float32), np.zeros(starts[-1], np.float32)
-    coarse = np.zeros((len(known), min(COARSE, axes)), np.float32)
+    telling = slice(*encoder.telling) if encoder else slice(0)
+    coarse = np.zeros((len(known), len(range(axes)[telling])), np.float32)
     for row, name in enumerate(known):
         if name in meant:
             place = slice(starts[row], starts[row + 1])
             by_meaning[place], meaning_bias[place] = meant[name].weights, meant[name].bias
-            coarse[row] = meant[name].centroid[:COARSE]
+            coarse[row] = meant[name].centroid[telling]
     sizes = np.diff(starts)
     if encoder:
         by_words = np.concatenate([view.weights.T.ravel() for view in views])
@@ -290,13 +289,13 @@ def _scores(router: Router, text: str, held: dict[str, int], barred: dict[str, G
 
 
 def _nearest(fitted: Fitted, encoder: Encoder | None, text: str, hit: Rows) -> tuple[Rows, Floats | None]:
-    """The rows to look at closely, by their centroids' leading axes, and the question's vector."""
+    """The rows to look at closely, by their centroids' telling axes, and the question's vector."""
     everyone = np.arange(len(fitted.names))
     vector = encoder.encode([text])[0] if encoder else None
-    if vector is None or len(everyone) <= NEAREST:
+    if encoder is None or vector is None or len(everyone) <= encoder.kept:
         return everyone, vector
-    likeness = fitted.coarse @ vector[: fitted.coarse.shape[1]]
-    near = np.argpartition(-likeness, NEAREST)[:NEAREST]
+    likeness = fitted.coarse @ vector[slice(*encoder.telling)]
+    near = np.argpartition(-likeness, encoder.kept)[: encoder.kept]
     return np.unique(np.concatenate([near, hit, fitted.blind])), vector
 
 
