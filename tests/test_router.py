@@ -119,13 +119,13 @@ def test_an_expert_that_is_not_routed_is_never_chosen(tmp_path):
     assert route(make_router([expert("red", ["rose"], routed=False)]), "a rose").expert is None
 
 
-@pytest.mark.parametrize("telling", [(0, 64), (2, 8)])
-def test_the_first_look_at_many_experts_keeps_those_with_a_keyword_and_the_near(telling):
+@pytest.mark.parametrize(("telling", "kept"), [((0, 64), 16), ((2, 8), 64)])
+def test_the_first_look_at_many_experts_keeps_those_with_a_keyword_and_the_near(telling, kept):
     rng = np.random.default_rng(0)
     places = {f"e{i}": rng.normal(size=8).astype(np.float32) for i in range(200)}
     places = {name: place / np.linalg.norm(place) for name, place in places.items()}
     read = lambda texts: np.stack([places.get(text.split()[0], places["e0"]) for text in texts])  # noqa: E731
-    encoder = Encoder("static", "f" * 64, read, telling)
+    encoder = Encoder("static", "f" * 64, read, telling, kept)
     known = {}
     for name, place in places.items():
         own = fitted(threshold=5.0, encoder="static", digest="f" * 64, words=0.0, meaning=1.0)
