@@ -25,7 +25,7 @@ from factory.store import sha256, whole
 
 Floats = NDArray[np.float32]
 
-CURE = "\n  then run: make encoder"
+CURE = "\n  then run: make encoder, and for the table: dvc repro encoder"
 AXES = 256
 MOST_TOKENS = 256  # of a text that are read
 LAYERS = 3  # of the model, counted from the last
