@@ -3,6 +3,7 @@
 Heavy packages are imported inside the functions that need them, so that `dmoe --help` is instant.
 """
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -191,12 +192,19 @@ def dedup(
 
 
 @app.command()
-def train(expert: Expert) -> None:
+def train(
+    expert: Expert,
+    report_to: Annotated[
+        list[str] | None, typer.Option(envvar="DMOE_REPORT_TO", help="Trackers too: tensorboard, wandb, mlflow.")
+    ] = None,
+) -> None:
     """Train the adapter (stage 3)."""
     from train.sft import train
 
     home, _, profile = _checkout(expert)
-    train(home, expert, profile)
+    # beside its checkpoints, which go when it is trained, TensorBoard's log would go with them
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(home.work / "tensorboard" / expert))
+    typer.echo(train(home, expert, profile, report_to=report_to or []), nl=False)
 
 
 @app.command()

@@ -165,6 +165,22 @@ def _teacher_problem(file: str, raw: Any, error: Any) -> Problem:
     return problem_of(file, raw, {**error, "loc": ("teacher", *error["loc"][1:])})
 
 
+class Recipe(Strict):
+    """`train` of a profile: what of the training depends on the base."""
+
+    dtype: Literal["float32", "bfloat16"]  # of the base's weights; the adapter's are float32
+    attention: Text  # rows (train/packed.py), or what transformers knows: sdpa, flash_attention_2, ...
+    tokens_per_pass: int = Field(ge=1)  # at most so many at once; a step that holds more is cut into passes
+    checkpointing: bool  # activations computed twice instead of kept: a third slower, a fraction of the memory
+    learning_rate: float = Field(gt=0)
+    warmup: float = Field(ge=0, lt=1)  # share of all steps
+    dropout: float = Field(ge=0, lt=1)  # of what enters the adapter
+    examples_per_step: int = Field(ge=1)
+    epochs_factor: float = Field(gt=0)  # times the template's epochs
+    probe: int = Field(ge=0)  # held-out questions that are asked after each epoch
+    enough: float | None = Field(gt=0, le=1)  # training stops when all measures' lower ends reach it; None: never
+
+
 @dataclass(frozen=True)
 class Profile:
     """profiles/<name>.yaml: all that depends on the base model."""
@@ -176,13 +192,24 @@ class Profile:
     gguf_full: str | None  # the same base unquantised, to tell what quantising costs; None: made from `model` if local
     follows_system_prompt: bool  # whether telling the base what to do means anything
     about: str  # one line, printed with every table made on this base
-    train: dict[str, Any]
+    train: Recipe
     gates: list[str]
 
     def model_path(self, home: Home) -> Path | None:
         """The base's local folder, or None where `model` is a hub id."""
         folder = home.root / self.model
         return folder if folder.is_dir() else None
+
+    def to_fetch(self, home: Home) -> str:
+        """What to do where the base cannot be loaded: the end of an error."""
+        if self.model_path(home):
+            return "put the whole model there: config.json, tokenizer.json, chat_template.jinja, *.safetensors"
+        place = f"models/{self.model.rpartition('/')[2]}"
+        return (
+            f"run where the hub can be reached; or, where there is a network,\n"
+            f"  hf download {self.model} --revision {self.revision or 'main'} --local-dir {place}\n"
+            f"  bring that folder here and write base.model: {place}, base.revision: null"
+        )
 
 
 def read_profile(home: Home, name: str) -> Profile:
@@ -201,10 +228,13 @@ def read_profile(home: Home, name: str) -> Profile:
         base = raw["base"]
         profile = Profile(
             name, base["model"], base["revision"], base["gguf"], base["gguf_full"], base["follows_system_prompt"],
-            base["about"], dict(raw["train"]), list(raw["gates"]),
+            base["about"], Recipe.model_validate(raw["train"]), list(raw["gates"]),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise Problems([Problem(relative(path), 0, "", f"{error} is missing")]) from None
+    except ValidationError as error:
+        wrong = [{**e, "loc": ("train", *e["loc"])} for e in error.errors()]
+        raise Problems([problem_of(relative(path), raw, e, list(Recipe.model_fields)) for e in wrong]) from None
     file, key = relative(path), ("base", "revision")
     if not isinstance(profile.revision, str | None):
         text = f"must be text; put it in quotes (value {shown(profile.revision)})"

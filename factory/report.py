@@ -98,6 +98,7 @@ def gather(home: Home, expert: str, profile: Profile, connection: duckdb.DuckDBP
         "confusion": confusion(template, ask(CONFUSION_SQL)),
         "everyday": ask(EVERYDAY_SQL),
         "losses": losses(home.expert(expert, "plots/loss.csv")),
+        "probes": probes(home.expert(expert, "plots/probe.csv")),
         "tokens": [row["tokens"] for row in ask(TOKENS_SQL)],
         "likeness": likeness(rows),
         "fallen": [row["score"] for row in fallen],
@@ -196,6 +197,14 @@ def losses(path: Path) -> list[tuple[float, float]]:
     if not path.exists():
         return []
     return [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(read_text(path).splitlines())]
+
+
+def probes(path: Path) -> list[dict[str, float]]:
+    """What held-out questions showed after each epoch, as `dmoe train` wrote it; none where it has not."""
+    if not path.exists():
+        return []
+    lines = csv.DictReader(read_text(path).splitlines())
+    return [{name: float(value) for name, value in line.items()} for line in lines]
 
 
 def _marked(row: Row, template: Template) -> Row:

@@ -22,10 +22,7 @@ def counter(home: Home, profile: Profile) -> Callable[[str], int]:
         else:
             tokenizer = Tokenizer.from_pretrained(profile.model, revision=profile.revision or "main")
     except Exception as error:  # the library raises bare Exception for a missing file and for a missing network
-        text = (
-            f"no tokenizer for {profile.model!r} ({error})\n"
-            "  then put the model's files into a folder and name that folder, or run where the hub can be reached"
-        )
+        text = f"no tokenizer for {profile.model!r} ({error})\n  then {profile.to_fetch(home)}"
         raise Problems([Problem(f"profiles/{profile.name}.yaml", 0, "base.model", text)]) from None
 
     @lru_cache(4096)  # the checks ask twice

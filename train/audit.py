@@ -32,7 +32,7 @@ from train.exposure import Bits, auc, difference, exposure, exposures
 from train.figures import interval
 from train.losses import Change, changes, code_changes
 from train.panel import spread
-from train.sft import SEED, fit
+from train.sft import SEED, Run, fit, load
 
 CODE = "The code is"  # before a canary's words
 Row = dict[str, Any]
@@ -63,10 +63,10 @@ def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[
     template = read_template(home.template(expert))
     training, held_out = (_shuffled(home, expert, name) for name in ("train", "holdout"))
     tokenizer = load_tokenizer(home, profile)
-    epochs = template.declaration.train.epochs * profile.train["epochs_factor"]
+    epochs = template.declaration.train.epochs * profile.train.epochs_factor
     planted = plant_canaries(tokenizer, training, plan, epochs)
     with tempfile.TemporaryDirectory() as state:
-        model = fit(home, template, profile, planted.rows, Path(state)).model.eval()
+        model = fit(load(home, profile), template, profile, planted.rows, Run("canaries", Path(state))).model.eval()
     trained = {"rows": len(planted.rows), "epochs": epochs, "times_seen": round(planted.repeats * epochs)}
     figures = {"canaries": trained | canaries(model, tokenizer, planted, plan)}
     model = load_adapter(home, expert, _placed(load_base(home, profile)))

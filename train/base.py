@@ -59,7 +59,7 @@ def load_base(home: Home, profile: Profile) -> Any:
     from transformers import AutoModelForCausalLM
 
     read_config(home, profile)
-    return _load(AutoModelForCausalLM, home, profile, dtype=getattr(torch, profile.train["dtype"]))
+    return _load(AutoModelForCausalLM, home, profile, dtype=getattr(torch, profile.train.dtype))
 
 
 def _load(kind: Any, home: Home, profile: Profile, **options: Any) -> Any:
@@ -70,6 +70,5 @@ def _load(kind: Any, home: Home, profile: Profile, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         where, why = relative(home.profile(profile.name)), str(error).splitlines()[0]
         raise UserError(
-            f"{where}: base.model: {profile.model!r} cannot be loaded ({why})\n"
-            f"  then put the model's files into a folder and name that folder, or run where the hub can be reached"
+            f"{where}: base.model: {profile.model!r} cannot be loaded ({why})\n  then {profile.to_fetch(home)}"
         ) from None

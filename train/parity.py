@@ -186,7 +186,7 @@ def _passage(row: dict[str, Any], tokenizer: Any) -> Passage:
 
 def _peft(home: Home, expert: str, profile: Profile) -> Any:
     """Base and adapter in float32 whatever the profile trains in: the reference must not round."""
-    base = load_base(home, replace(profile, train={**profile.train, "dtype": "float32"}))
+    base = load_base(home, replace(profile, train=profile.train.model_copy(update={"dtype": "float32"})))
     return load_adapter(home, expert, base)
 
 
