@@ -5,6 +5,8 @@ Heavy packages are imported inside the functions that need them, so that `dmoe -
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,8 @@ from factory.errors import UserError
 
 if TYPE_CHECKING:
     from factory.paths import Home, Params, Profile
+    from factory.repro import Run, Shared
+    from factory.routing import Routing
 
 
 class Friendly(TyperGroup):
@@ -275,10 +279,15 @@ def fit(expert: Expert) -> None:
     """Learn which questions are the expert's own, for the router: against everyday ones, with both encoders."""
     from factory.embed import load_encoder
     from factory.fit import fit
-    from factory.table import print_pairs
 
     home, _, _ = _checkout(expert)
-    joints = fit(home, expert, [load_encoder(home.table), load_encoder(home.minilm)]).joints.items()
+    _fitted(expert, fit(home, expert, [load_encoder(home.table), load_encoder(home.minilm)]))
+
+
+def _fitted(expert: str, routing: "Routing") -> None:
+    from factory.table import print_pairs
+
+    joints = routing.joints.items()
     print_pairs([(name, f"from {j.threshold:.1f} on; with a keyword from {j.threshold_hit:.1f}") for name, j in joints])
 
 
@@ -296,6 +305,121 @@ def _base_gguf(home: "Home", profile: "Profile") -> Path:
     from train.base_gguf import base_gguf
 
     return base_gguf(home, profile)
+
+
+@app.command("repro-all")
+def repro_all(
+    experts: Annotated[list[str] | None, typer.Argument(help="Experts of params.yaml; all without any.")] = None,
+) -> None:
+    """Run all that is stale, as `dvc repro --keep-going` does, with teacher and base kept in memory for all experts."""
+    from factory.repro import repro_all
+    from factory.table import print_outcome
+
+    home, params, _ = _checkout()
+    for expert in experts or ():
+        _checkout(expert)
+    outcome = repro_all(home, experts or params.experts, stage_runs(), typer.echo)
+    print_outcome(outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command("build-all")
+def build_all(
+    experts: Annotated[list[str] | None, typer.Argument(help="Experts of params.yaml; all without any.")] = None,
+    ray: Annotated[str, typer.Option(help="The address of a Ray cluster, or local.")] = "local",
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs for one expert.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for one expert.")] = 0,
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory for one expert.")] = 4,
+) -> None:
+    """Build whole experts on a Ray cluster, many at once, and record them here as `dvc repro` would."""
+    from factory.cluster import Needs, build_all
+    from factory.repro import repro_all
+    from factory.table import print_outcome
+
+    home, params, _ = _checkout()
+    for expert in experts or ():
+        _checkout(expert)
+    wanted = experts or params.experts
+    repro_all(home, [], stage_runs(), typer.echo)  # what belongs to no expert, such as the router's table
+    outcome = build_all(home, wanted, ray, Needs(cpus, gpus, memory_gb), typer.echo)
+    print_outcome(outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    experts: Annotated[list[str] | None, typer.Argument(help="Experts of params.yaml; all without any.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs.")] = None,
+) -> None:
+    """Say what a rebuild would do: stages, tokens, memory, hours, cost. Runs nothing."""
+    from factory.repro import stale, times
+    from factory.table import print_plan
+    from train.plan import pace, shape, work
+
+    home, params, profile = _checkout()
+    for expert in experts or ():
+        _checkout(expert)
+    now, then = stale(home, experts or params.experts)
+    trained = [name.partition("@")[2] for name in (*now, *then) if name.startswith("train@")]
+    base = shape(home, profile) if trained else None
+    print_plan(now, then, times(home), work(home, profile, trained), pace(home, profile, base), rate)
+
+
+def stage_runs() -> "dict[str, Shared]":
+    """For each stage of dvc.yaml how its runs are done in this process, and what they share."""
+    alone: dict[str, Any] = {
+        "build": build, "export": export, "parity": parity, "score": score, "gate": gate, "audit": audit,
+        "encoder": lambda _: encoder(), "package": package,
+    }  # fmt: skip
+    found: dict[str, Shared] = {name: _nothing_shared(run) for name, run in alone.items()}
+    return found | {"generate": _one_teacher, "train": _one_base, "fit": _same_encoders}
+
+
+def _nothing_shared(run: "Run") -> "Shared":
+    from contextlib import nullcontext
+
+    return lambda: nullcontext(run)
+
+
+@contextmanager
+def _one_teacher() -> "Iterator[Run]":
+    """The teacher's server, if it is one's own, started when a request is first made."""
+    from contextlib import nullcontext
+
+    from factory.generate import generate
+    from factory.paths import Launched
+    from factory.table import print_made
+    from factory.teacher.launch import Standing
+
+    home, params, profile = _checkout()
+    served = params.teacher
+    with Standing(served, home) if isinstance(served, Launched) else nullcontext() as standing:
+        yield lambda expert: print_made(expert, generate(home, expert, params, profile, standing=standing))
+
+
+@contextmanager
+def _one_base() -> "Iterator[Run]":
+    """The base that all adapters are trained on."""
+    from train.sft import load
+    from train.sft import train as trained
+
+    home, _, profile = _checkout()
+    base = load(home, profile)
+    reports = os.environ.get("DMOE_REPORT_TO", "").split()
+    yield lambda expert: typer.echo(trained(home, expert, profile, base, reports), nl=False)
+
+
+@contextmanager
+def _same_encoders() -> "Iterator[Run]":
+    """Both encoders."""
+    from factory.embed import load_encoder
+    from factory.fit import fit
+
+    home, _, _ = _checkout()
+    encoders = [load_encoder(home.table), load_encoder(home.minilm)]
+    yield lambda expert: _fitted(expert, fit(home, expert, encoders))
 
 
 @app.command()

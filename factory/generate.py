@@ -41,6 +41,7 @@ from factory.tokens import counter
 if TYPE_CHECKING:
     from factory.teacher.chat import Connect
     from factory.teacher.client import Client
+    from factory.teacher.launch import Standing
 
 ALIKE = 90  # token-sort ratio at which two questions of one seed count as one here, whatever `dedup` says
 ACTIVE = 512  # seeds that may have requests waiting or in flight
@@ -87,10 +88,18 @@ class SeedMade:
         return sum(not reasons for reasons in self.wrong)
 
 
-def generate(home: Home, expert: str, params: Params, profile: Profile, recorded: bool = False) -> Made:
+def generate(
+    home: Home,
+    expert: str,
+    params: Params,
+    profile: Profile,
+    recorded: bool = False,
+    standing: "Standing | None" = None,
+) -> Made:
     """Asks the teacher until every seed has its rows or its budget is spent, and writes the candidates.
 
-    `recorded`: asks no server, see above; seeds that even the embedded teacher cannot serve are `lost`.
+    `recorded`: asks no server, see above; seeds that even the embedded teacher cannot serve are `lost`. `standing`: the
+    vLLM that several experts share.
 
     Raises:
         UserError: a request brought nothing (`recorded`: no seed has a row). All other replies are kept, and no file
@@ -99,7 +108,7 @@ def generate(home: Home, expert: str, params: Params, profile: Profile, recorded
     template = read_template(home.template(expert))
     seeds = sorted(read_seeds(home.seeds(expert), template), key=lambda seed: seed.id)
     try:
-        return asyncio.run(_generate(home, template, seeds, params, counter(home, profile), recorded))
+        return asyncio.run(_generate(home, template, seeds, params, counter(home, profile), recorded, standing))
     except BaseExceptionGroup as group:
         while isinstance(group, BaseExceptionGroup):
             group = group.exceptions[0]
@@ -107,14 +116,15 @@ def generate(home: Home, expert: str, params: Params, profile: Profile, recorded
 
 
 async def _generate(
-    home: Home, template: Template, seeds: list[Seed], params: Params, count: Counter, recorded: bool
-) -> Made:
+    home: Home, template: Template, seeds: list[Seed], params: Params, count: Counter, recorded: bool,
+    standing: "Standing | None",
+) -> Made:  # fmt: skip
     path = home.dataset(template.expert, "candidates.parquet")
     outside = held_out(seeds)
     made = Made(wanted=len(seeds) * template.declaration.generate.per_seed)
     window: deque[asyncio.Task[SeedMade]] = deque()
     places = asyncio.Semaphore(ACTIVE)
-    async with teacher_of(home, template, params, recorded) as teacher:
+    async with teacher_of(home, template, params, recorded, standing) as teacher:
         teachers = [teacher, *(stand_in(template) if recorded else [])]
         with Meter(template.expert, made.wanted) as meter, writing(path, CANDIDATES) as write:
 
@@ -148,7 +158,9 @@ async def _generate(
 
 
 @asynccontextmanager
-async def teacher_of(home: Home, template: Template, params: Params, recorded: bool = False) -> AsyncIterator[Teacher]:
+async def teacher_of(
+    home: Home, template: Template, params: Params, recorded: bool = False, standing: "Standing | None" = None
+) -> AsyncIterator[Teacher]:
     """The teacher of params.yaml for one expert; `recorded`: it gives what is kept, and asks no server."""
     if isinstance(params.teacher, Phrases):
         yield PhrasesTeacher(template)
@@ -157,7 +169,7 @@ async def teacher_of(home: Home, template: Template, params: Params, recorded: b
 
     with Cache(home.replies) as cache:
         remember(home.dataset(template.expert, "candidates.parquet"), cache)
-        connect = None if recorded else server_of(home, params.teacher)
+        connect = None if recorded else server_of(home, params.teacher, standing)
         async with ChatTeacher(template, params.teacher, cache, connect) as teacher:
             yield teacher
 
@@ -167,8 +179,10 @@ def stand_in(template: Template) -> list[Teacher]:
     return [] if slots_without_phrases(template) else [PhrasesTeacher(template)]
 
 
-def server_of(home: Home, served: Served) -> "Connect":
+def server_of(home: Home, served: Served, standing: "Standing | None" = None) -> "Connect":
     """How to reach the teacher's server, once it is needed: at its address, or by starting a vLLM."""
+    if standing:
+        return standing.connect
 
     def connect() -> "AbstractAsyncContextManager[Client]":
         from factory.teacher.client import address, connected

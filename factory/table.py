@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from factory.template import FAILURES
 
 if TYPE_CHECKING:
     from factory.generate import Made
+    from factory.repro import Outcome
 
 
 def print_problems(found: list[Problem], style: str) -> bool:
@@ -258,3 +260,58 @@ def print_pairs(pairs: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         sys.stdout.write(f"{name:<{width}}  {value}\n")
+
+
+def print_outcome(outcome: "Outcome") -> None:
+    """What `dmoe repro-all` did, in a line each."""
+    print_pairs([
+        ("made", f"{len(outcome.made)} stages"),
+        *([("made before", f"{len(outcome.restored)} stages; DVC's cache had them")] if outcome.restored else []),
+        *((f"failed: {name}", why) for name, why in outcome.failed.items()),
+        *([("held back", ", ".join(outcome.held_back))] if outcome.held_back else []),
+    ])  # fmt: skip
+
+
+def print_plan(
+    now: list[str], then: list[str], times: dict[str, float], work: Any, pace: Any, rate: float | None
+) -> None:
+    """What `dmoe repro-all` would do: `now` and `then` are stages, the seconds of each are its own or its kind's."""
+    if not now:
+        sys.stdout.write("nothing is stale\n")
+        return
+    names = list(dict.fromkeys(name.partition("@")[0] for name in (*now, *then)))
+    table, whole, unknown = Table("stage", "stale", "behind", "minutes"), 0.0, []
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in names:
+        mine, behind = ([s for s in some if s.partition("@")[0] == name] for some in (now, then))
+        seconds = _seconds(name, mine + behind, times, work, pace)
+        whole += seconds or 0.0
+        unknown += [] if seconds is not None else [name]
+        shown = "?" if seconds is None else f"{seconds / 60:.1f}"
+        table.add_row(name, str(len(mine)), str(len(behind)), shown)
+    Console().print(table)
+    pairs = [("behind", "these run too, if what they read comes out different")]
+    if work.rows:
+        unbuilt = f"; {work.unbuilt} experts are counted from their seeds" if work.unbuilt else ""
+        pairs.append(("to train", f"{work.rows:,} rows, {work.tokens:,} tokens in all epochs{unbuilt}"))
+        speed = f"{pace.tokens_per_second:,.0f} tokens/s" if pace.tokens_per_second else "pace not known"
+        memory = f"{pace.memory_gb:.1f} GB" if pace.memory_gb else "memory not known"
+        pairs.append(("training", f"{speed}, {memory}: {pace.source}"))
+    without = f", without {', '.join(unknown)}: never timed here, dmoe repro-all does" if unknown else ""
+    pairs.append(("in all", f"{whole / 3600:.2f} hours{without}"))
+    if rate is not None:
+        pairs.append(
+            ("cost", f"{rate * whole / 3600:,.2f} at {rate:g} an hour{', as far as it was timed' * bool(unknown)}")
+        )
+    print_pairs(pairs)
+
+
+def _seconds(name: str, stages: list[str], times: dict[str, float], work: Any, pace: Any) -> float | None:
+    """Of all of them: trainings by their tokens, others by their last run, else the median of their kind."""
+    if name == "train" and pace.tokens_per_second:
+        return float(work.tokens / pace.tokens_per_second)
+    kind = [seconds for stage, seconds in times.items() if stage.partition("@")[0] == name]
+    if not kind:
+        return None
+    return sum(times.get(stage, statistics.median(kind)) for stage in stages)

@@ -93,6 +93,9 @@ def train(home: Home, expert: str, profile: Profile, base: Base | None = None, r
         losses = [f"{at['step']},{at['loss']:.4f}" for at in log if "loss" in at]
         write_text(home.expert(expert, "plots/loss.csv"), "\n".join(["step,loss", *losses, ""]))
         write_text(home.expert(expert, "plots/probe.csv"), _probe_table(log))
+        paces = home.work / "paces.json"  # what `dmoe plan` reckons with
+        known = read_json(paces) if paces.exists() else {}
+        write_json(paces, {**known, profile.model: trainer.pace.figures()})
     model.unload()
     base.model.__dict__.pop("forward", None)  # TRL's, which each trainer would wrap once more
     return _said(expert, template, profile, trainer) if trainer.is_world_process_zero() else ""

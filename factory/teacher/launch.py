@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -37,6 +38,54 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
+class Standing:
+    """A vLLM with `served`, started when it is first needed, ended with the block: several stages may share it."""
+
+    def __init__(self, served: Launched, home: Home) -> None:
+        self.served, self.log = served, home.work / "logs" / "vllm.log"
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self._address = Address("", {}, ())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            _end(self._process)
+        self._process = None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        """A client of it, in the running loop.
+
+        Raises:
+            UserError: there is no vLLM, it does not start, or it ended in the middle; with its log's reason.
+        """
+        try:
+            if self._process is None:
+                await self._start()
+            async with connected(self._address) as client:
+                yield client
+        finally:
+            if self._process and (ended := self._process.poll()) is not None:
+                await asyncio.to_thread(self.__exit__)
+                raise UserError(f"vLLM ended with {ended}: {_reason(self.log)} (see {relative(self.log)})")
+
+    async def _start(self) -> None:
+        key, port = secrets.token_urlsafe(24), _free_port()
+        self._process = _start(command(self.served, self._home, port), key, self.log)
+        sys.stderr.write(f"starting vLLM with {self.served.model} (log: {relative(self.log)})\n")
+        url = f"http://127.0.0.1:{port}"
+        try:
+            await _ready(self._process, url, self.log)
+        except BaseException:
+            if self._process.poll() is None:  # one that has ended is told of by `connect`
+                await asyncio.to_thread(self.__exit__)
+            raise
+        self._address = Address(f"{url}/v1", {"Authorization": f"Bearer {key}"}, (key,), local=True)
+
+
 @asynccontextmanager
 async def launched(served: Launched, home: Home) -> AsyncIterator[Client]:
     """A client of a vLLM with `served`, which ends with the block.
@@ -44,20 +93,12 @@ async def launched(served: Launched, home: Home) -> AsyncIterator[Client]:
     Raises:
         UserError: there is no vLLM, it does not start, or it ended in the middle; with its log's reason.
     """
-    log = home.work / "logs" / "vllm.log"
-    key, port = secrets.token_urlsafe(24), _free_port()
-    process = _start(command(served, home, port), key, log)
+    standing = Standing(served, home)
     try:
-        sys.stderr.write(f"starting vLLM with {served.model} (log: {relative(log)})\n")
-        url = f"http://127.0.0.1:{port}"
-        await _ready(process, url, log)
-        async with connected(Address(f"{url}/v1", {"Authorization": f"Bearer {key}"}, (key,), local=True)) as client:
+        async with standing.connect() as client:
             yield client
     finally:
-        ended = process.poll()
-        await asyncio.to_thread(_end, process)
-        if ended is not None:
-            raise UserError(f"vLLM ended with {ended}: {_reason(log)} (see {relative(log)})")
+        await asyncio.to_thread(standing.__exit__)
 
 
 def command(served: Launched, home: Home, port: int) -> list[str]:
