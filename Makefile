@@ -63,7 +63,7 @@ pocket: $(VENV)/ready $(ENCODER)/ready    ## train the pocket base anew: two hou
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,market,dev]"
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,market,cluster,dev]"
 	touch $@
 
 $(LEAN)/ready: pyproject.toml constraints.txt
