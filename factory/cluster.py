@@ -9,6 +9,7 @@ base's GGUF) must lie at the same path on every node.
 
 import json
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,8 @@ def build_all(home: Home, experts: Sequence[str], address: str, needs: Needs, te
             total, nodes = len(todo), len(ray.nodes())
             while todo or running:
                 while todo and len(running) <= slots(ray, needs):  # one more than there is room for
-                    running[task.remote(job(home, repo, todo[0], work[todo[0]]))] = todo.popleft()
+                    expert = todo.popleft()
+                    running[task.remote(job(home, repo, expert, work[expert]))] = expert
                 ready, _ = ray.wait(list(running), timeout=1.0)
                 for ref in ready:
                     take(home, repo, work[running[ref]], _result(ray, ref), outcome, tell)
@@ -110,10 +112,11 @@ def connected(home: Home, address: str) -> Iterator[Any]:
     leave = [*STAYS, ".venv*", *(str(path.relative_to(home.root)) for path in large)]
     environment = {"working_dir": str(home.root), "excludes": leave}
     try:
-        ray.init(
-            None if address == "local" else address, runtime_env=environment, log_to_driver=False, logging_level="error"
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address not in ("local", "auto"):  # Ray itself would wait for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--ray {address}: {error}\n  then check it with: ray status --address {address}") from None
     try:
         yield ray
