@@ -44,7 +44,7 @@ from train.export import export_adapter
 from train.figures import brief, lexical_ceiling
 from train.panel import plain, spread
 from train.score import SLOTS, Asker, Case, ask_all
-from train.sft import fit
+from train.sft import Run, fit, load
 
 ROW_COUNTS = (25, 50, 100, 200, 400, 800)
 MOST_TOKENS = 128  # an expert ends long before; an answer that comes later is none of its own
@@ -132,12 +132,12 @@ def in_turn(by_seed: dict[str, list[Row]]) -> list[list[Row]]:
 def points(s: Study) -> Iterator[Point]:
     """Every adapter of the plot; those that several panels share are trained once."""
     passes, rate = (
-        s.template.declaration.train.epochs * s.profile.train["epochs_factor"],
-        s.profile.train["learning_rate"],
+        s.template.declaration.train.epochs * s.profile.train.epochs_factor,
+        s.profile.train.learning_rate,
     )
     count, answers, everything = len(s.seeds), len(s.template.answers), len(s.taken())
     counts = [n for n in (*ROW_COUNTS, everything) if n <= everything]
-    batch = s.profile.train["examples_per_step"]
+    batch = s.profile.train.examples_per_step
     for n in counts:
         yield Point("rows", n, s.taken(rows=n), passes, rate)
     for n in (n for n in counts if n in SAME_STEPS or n == everything):
@@ -155,8 +155,8 @@ def points(s: Study) -> Iterator[Point]:
 def recipes(s: Study) -> Iterator[Point]:
     """Passes and learning rate on all rows."""
     passes, rate = (
-        s.template.declaration.train.epochs * s.profile.train["epochs_factor"],
-        s.profile.train["learning_rate"],
+        s.template.declaration.train.epochs * s.profile.train.epochs_factor,
+        s.profile.train.learning_rate,
     )
     for more in RECIPE["passes"]:
         for faster in RECIPE["learning rate"]:
@@ -172,11 +172,10 @@ def tiny(s: Study, some: list[Point]) -> tuple[Study, list[Point]]:
 def measured(s: Study, point: Point) -> Row:
     """{steps, replies: [...]} of one adapter, kept by a hash of all that it follows from."""
     template, taught = s.template.declaration.train, s.profile.train
-    profile = replace(
-        s.profile, train={**taught, "learning_rate": point.rate, "epochs_factor": point.passes / template.epochs}
-    )
+    recipe = {"learning_rate": point.rate, "epochs_factor": point.passes / template.epochs}
+    profile = replace(s.profile, train=taught.model_copy(update=recipe))
     inputs = [
-        sha256(s.base), sha256(s.home.root / "train" / "sft.py"), profile.train, template.model_dump(),
+        sha256(s.base), sha256(s.home.root / "train" / "sft.py"), profile.train.model_dump(), template.model_dump(),
         [[row["instruction"], row["output"]] for row in point.rows],
         [[row["instruction"], row["answer"]] for row in s.questions], s.template.declaration.model_dump(mode="json"),
     ]  # fmt: skip
@@ -191,7 +190,7 @@ def trained(s: Study, profile: Profile, point: Point) -> Row:
     """Trains, exports and asks."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        trainer = fit(s.home, s.template, profile, point.rows, folder / "state")
+        trainer = fit(load(s.home, profile), s.template, profile, point.rows, Run(point.panel, folder / "state"))
         trainer.model.save_pretrained(folder / "adapter")
         gguf = folder / "adapter.gguf"
         export_adapter(folder / "adapter", read_config(s.home, profile), gguf, {"general.name": s.expert})

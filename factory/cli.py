@@ -328,7 +328,7 @@ def repro_all(
 def build_all(
     experts: Annotated[list[str] | None, typer.Argument(help="Experts of params.yaml; all without any.")] = None,
     ray: Annotated[str, typer.Option(help="The address of a Ray cluster, or local.")] = "local",
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs for one expert.")] = 1,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for one expert; as many as here without it.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs for one expert.")] = 0,
     memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory for one expert.")] = 4,
 ) -> None:
@@ -342,7 +342,7 @@ def build_all(
         _checkout(expert)
     wanted = experts or params.experts
     repro_all(home, [], stage_runs(), typer.echo)  # what belongs to no expert, such as the router's table
-    outcome = build_all(home, wanted, ray, Needs(cpus, gpus, memory_gb), typer.echo)
+    outcome = build_all(home, wanted, ray, Needs(cpus or os.cpu_count() or 1, gpus, memory_gb), typer.echo)
     print_outcome(outcome)
     if outcome.failed:
         raise typer.Exit(1)

@@ -80,7 +80,8 @@ def trained(small, profile, planted, tmp_path_factory):
 
 
 def _fitted(small, profile, rows, state):
-    return sft.fit(small, read_template(small.template("product")), profile, rows, state).model.eval()
+    run = sft.Run("canaries", state)
+    return sft.fit(sft.load(small, profile), read_template(small.template("product")), profile, rows, run).model.eval()
 
 
 # -- formulas ---------------------------------------------------------------------------------------
@@ -190,14 +191,8 @@ def test_completion_only_training_keeps_codes_of_questions_and_shows_those_of_an
 def test_training_on_whole_rows_is_caught_by_the_codes_in_questions(
     small, profile, tokenizer, planted, tmp_path, monkeypatch
 ):
-    arguments = sft._arguments
-
-    def on_everything(*wanted):
-        found = arguments(*wanted)
-        found.completion_only_loss = False
-        return found
-
-    monkeypatch.setattr(sft, "_arguments", on_everything)
+    encode = sft.encode
+    monkeypatch.setattr(sft, "encode", lambda *w: [{**row, "labels": row["input_ids"]} for row in encode(*w)])
     monkeypatch.setattr(sft, "prove_labels", lambda *_: None)  # it would refuse
     model = _fitted(small, profile, planted.rows, tmp_path)
     found = canaries(model, tokenizer, planted, SMALL)["question"]

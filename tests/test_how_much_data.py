@@ -59,7 +59,7 @@ def test_what_is_said_to_be_fixed_is_fixed(how_much, medical):
     points = list(how_much.points(medical))
     assert len({len(p.rows) for p in points if p.panel == "variants, rows fixed"}) == 1
     assert len({len(seeds_of(p.rows)) for p in points if p.panel == "variants, seeds fixed"}) == 1
-    batch = medical.profile.train["examples_per_step"]
+    batch = medical.profile.train.examples_per_step
     steps = {round(p.passes * -(-len(p.rows) // batch)) for p in points if p.panel == "rows, same steps"}
     assert len(steps) == 1
 
