@@ -136,7 +136,7 @@ def test_a_row_falls_into_question_and_reply(tokenizer, training):
     text = encode(tokenizer, row)
     assert tokenizer.decode(text.ids[text.question]) == row["instruction"]
     assert row["instruction"].endswith(tokenizer.decode(text.ids[text.rest]))
-    assert tokenizer.decode(text.ids[text.reply]) == sft.THINK + row["output"] + tokenizer.eos_token
+    assert tokenizer.decode(text.ids[text.reply]) == "<think>\n\n</think>\n\n" + row["output"] + tokenizer.eos_token
 
 
 def test_what_is_likeliest_everywhere_is_what_greedy_decoding_says(small, profile, tokenizer, training):

@@ -166,6 +166,22 @@ def test_padded_batches_are_generated_from_as_with_sdpa(tiny_base):
     assert found == greedy(model, tokenizer, rows, 12) == [greedy(model, tokenizer, [row], 12)[0] for row in rows]
 
 
+def test_what_goes_on_behind_a_cache_sees_all_of_it(tiny_base):
+    """As the audit reads many codes behind one prefix."""
+    from transformers import AutoModelForCausalLM
+
+    import train.packed  # noqa: F401
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    ids = torch.arange(100, 112)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits
+        model.set_attn_implementation("rows")
+        cache = model(input_ids=ids[:, :7], use_cache=True).past_key_values
+        behind = model(input_ids=ids[:, 7:], past_key_values=cache).logits
+    assert torch.allclose(behind, whole[:, 7:], atol=1e-4)
+
+
 def test_dropout_drops_its_share_scales_the_rest_and_rests_in_evaluation():
     from train.packed import Dropout
 

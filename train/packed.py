@@ -89,11 +89,13 @@ def attend(
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
-def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask for packed rows; for padded ones, as when a batch is generated, that of `sdpa`."""
-    if attention_mask is None:
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """No mask for packed rows; that of `sdpa` for padded ones, and for what goes on behind a cache."""
+    if attention_mask is None and q_length in (1, kv_length):
         return None
-    mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    mask: Tensor | None = sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
     return mask
 
 
