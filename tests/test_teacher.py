@@ -28,6 +28,7 @@ from factory.schema import CANDIDATES, ROWS, read_rows, write_rows
 from factory.store import read_json
 from factory.teacher.cache import Cache, Kept
 from factory.teacher.chat import longest, own_words, read_variants, remember
+from factory.teacher.launch import Standing
 from factory.teacher.limit import MOST, START, Limiter
 from factory.template import read_template
 
@@ -856,6 +857,28 @@ def test_a_vllm_of_ones_own_is_started_when_it_is_needed_and_ended(own, unbroken
     log.unlink()
     make(home)  # everything is kept
     assert not log.exists()
+
+
+def test_one_vllm_serves_several_stages_and_is_started_again_when_it_has_died(own, unbroken):
+    """As `dmoe repro-all` keeps it for all experts. Replies are forgotten in between, so that it is asked each time."""
+    home, log = own
+    with Standing(read_params(home).teacher, home) as standing:
+        servers = []
+        for _ in range(3):
+            home.replies.unlink(missing_ok=True)
+            candidates(home).unlink(missing_ok=True)
+            generate(home, "product", read_params(home), read_profile(home, "pocket"), standing=standing)
+            assert candidates(home).read_bytes() == unbroken and alive(log)
+            servers.append(log.read_text().split("started ")[1].split()[0])
+        assert len(set(servers)) == 1
+        os.kill(int(servers[0]), signal.SIGKILL)
+        home.replies.unlink()
+        candidates(home).unlink()
+        with pytest.raises(UserError, match="vLLM ended with -9"):
+            generate(home, "product", read_params(home), read_profile(home, "pocket"), standing=standing)
+        generate(home, "product", read_params(home), read_profile(home, "pocket"), standing=standing)
+        assert candidates(home).read_bytes() == unbroken and alive(log)
+    assert not alive(log)
 
 
 def test_a_vllm_that_does_not_start_is_one_line_with_its_reason(own):
