@@ -73,22 +73,27 @@ def _stale(home: Home, name: str, experts: Sequence[str], outcome: Outcome) -> "
 
 
 def _run(home: Home, repo: "Repo", name: str, stages: list[Any], run: Run, outcome: Outcome, tell: Tell) -> None:
+    from dvc.exceptions import DvcException
+
     made: list[Any] = []
     recorded = began = time.monotonic()
     try:
         for i, stage in enumerate(stages):
-            if restored(repo, stage):
-                outcome.restored.append(stage.name)
-                made.append(stage)
-                continue
-            left = (time.monotonic() - began) / i * (len(stages) - i) if i else 0.0
-            tell(f"{name} {i + 1} of {len(stages)}: {expert_of(stage)}" + (f", {left / 60:.0f} min left" if i else ""))
             try:
+                if restored(repo, stage):
+                    outcome.restored.append(stage.name)
+                    made.append(stage)
+                    continue
+                left = (time.monotonic() - began) / i * (len(stages) - i) if i else 0.0
+                tell(
+                    f"{name} {i + 1} of {len(stages)}: {expert_of(stage)}"
+                    + (f", {left / 60:.0f} min left" if i else "")
+                )
                 before = time.monotonic()
                 run(expert_of(stage))
                 _keep_time(home, stage.name, time.monotonic() - before)
             except Exception as error:  # whatever it is, the other experts have nothing to do with it
-                outcome.failed[stage.name] = str(error) if isinstance(error, UserError) else repr(error)
+                outcome.failed[stage.name] = str(error) if isinstance(error, (UserError, DvcException)) else repr(error)
                 tell(f"failed: {stage.name}: {outcome.failed[stage.name]}")
                 continue
             outcome.made.append(stage.name)
@@ -106,6 +111,8 @@ def restored(repo: "Repo", stage: Any) -> bool:
     from dvc.stage.cache import RunCacheNotFoundError
 
     with lock_repo(repo):
+        for dep in stage.deps:
+            dep.get_hash()  # a key or a file that is missing is told while the outputs are still there
         stage.remove_outs(ignore_remove=False, force=False)
         try:
             repo.stage_cache.restore(stage)

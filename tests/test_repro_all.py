@@ -85,3 +85,16 @@ def test_a_kill_in_the_middle_loses_only_what_was_not_done(line, monkeypatch, ca
         cli.repro_all([])
     told = capsys.readouterr().out
     assert "train 1 of 1: blue" in told
+
+
+def test_a_missing_key_stops_its_own_expert_and_removes_nothing(line, monkeypatch, capsys):
+    monkeypatch.chdir(line.root)
+    edit(line.template("red"), r"(?m)^rivals:", "rivls:")
+    before = {name for name in made(line.root) if "/red/" in name}
+    with pytest.raises(typer.Exit):
+        cli.repro_all([])
+    told = capsys.readouterr().out
+    assert "failed: generate@red: Parameters 'rivals' are missing from 'templates/red.yaml'" in told
+    assert "Traceback" not in told and "train@red" in told.rpartition("held back")[2]
+    assert before <= made(line.root).keys() and line.expert("blue", "adapter.gguf").exists()
+    edit(line.template("red"), r"(?m)^rivls:", "rivals:")
