@@ -32,7 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from factory.llama import running
+from factory.llama import many_asked
 from factory.paths import Home, Profile, find_home, read_params, read_profile
 from factory.schema import CANDIDATES, ROWS, VERDICTS, read_rows
 from factory.seeds import held_out, read_seeds
@@ -43,7 +43,7 @@ from train.base_gguf import base_gguf
 from train.export import export_adapter
 from train.figures import brief, lexical_ceiling
 from train.panel import plain, spread
-from train.score import SLOTS, Asker, Case, ask_all
+from train.score import AT_ONCE, Asker, Case, ask_all
 from train.sft import Run, fit, load
 
 ROW_COUNTS = (25, 50, 100, 200, 400, 800)
@@ -197,8 +197,8 @@ def trained(s: Study, profile: Profile, point: Point) -> Row:
         short = {"max_tokens": MOST_TOKENS}
         cases = [Case("claim", "plain", "expert", 1.0, q, plain(q["instruction"]), short) for q in s.questions]
         log = s.home.work / "logs" / "how-much-data.log"
-        with running(s.base, [gguf], slots=SLOTS, context=2048, log=log) as llama:
-            replies = ask_all(Asker(llama, s.home, s.base), s.template, cases, "asked")
+        with many_asked(s.base, [gguf], at_once=AT_ONCE, context=2048, log=log) as servers:
+            replies = ask_all(Asker(servers, s.home, s.base), s.template, cases, "asked")
     columns = ("seed_id", "answer", "tokens", "given", *MEASURES)
     return {"steps": trainer.state.global_step, "replies": [{name: row[name] for name in columns} for row in replies]}
 

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from factory.llama import Llama, running
+from factory.llama import Llama, many_asked
 from factory.paths import Home, find_home, read_params, read_profile
 from factory.schema import ROWS, read_rows
 from factory.store import once, read_json, sha256
@@ -30,7 +30,7 @@ from train.base_gguf import base_gguf, full_gguf
 from train.figures import brief
 from train.panel import plain, spread
 from train.parity import NEXT_TOKEN
-from train.score import SLOTS, Asker, ask_all, full_precision
+from train.score import AT_ONCE, Asker, ask_all, full_precision
 
 KINDS = ("F16", "Q8_0", "Q5_0", "Q4_0")
 EMBEDDING = "Q8_0"  # of every quantised file; see above
@@ -86,16 +86,18 @@ def ask(home: Home, expert: str, template: Template, base: Path, questions: list
     figures = home.expert(expert, "eval.json")
     scale = read_json(figures).get("recommended_scale", 1.0) if figures.exists() else 1.0
     log = home.work / "logs" / "quantised.log"
-    with running(base, [home.expert(expert, "adapter.gguf")], slots=SLOTS, context=2048, log=log) as llama:
+    adapter = home.expert(expert, "adapter.gguf")
+    with many_asked(base, [adapter], at_once=AT_ONCE, context=2048, log=log) as servers:
         start = time.monotonic()
-        rows = ask_all(Asker(llama, home, base), template, full_precision(questions, scale), f"{expert}: {base.stem}")
+        rows = ask_all(Asker(servers, home, base), template, full_precision(questions, scale), f"{expert}: {base.stem}")
         speed = sum(row["tokens"] for row in rows) / (time.monotonic() - start)
         prefix = prefix or {row["row_id"]: row["reply"] for row in rows}
-        after = {
-            (q["row_id"], place): distribution(llama, scale, q["instruction"], prefix[q["row_id"]], place)
-            for q in spread(questions, PROBED)
-            for place in AFTER
-        }
+        with servers.turn() as llama:
+            after = {
+                (q["row_id"], place): distribution(llama, scale, q["instruction"], prefix[q["row_id"]], place)
+                for q in spread(questions, PROBED)
+                for place in AFTER
+            }
     return Asked(rows, speed, after)
 
 

@@ -7,6 +7,7 @@ when its standard input does, so that it never outlives the process that started
 
 import json
 import os
+import queue
 import re
 import secrets
 import select
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 300.0  # a large base is read from a cold disk
 REPLY_SECONDS = 600.0
+SMALL = 1 << 30  # bytes of a base's GGUF
 CONNECTIONS = 64  # of one client; llama.cpp keeps a thread for each open connection, even an idle one
 
 
@@ -148,6 +150,51 @@ def running(
             yield Llama(url, key, list(map(str, adapters)), client)
     finally:
         _end(process)
+
+
+class Turns:
+    """Servers with the same files, each of which answers so many requests at once as it is put in here."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[Llama] = queue.SimpleQueue()
+
+    def put(self, server: Llama) -> None:
+        self._free.put(server)
+
+    @contextmanager
+    def turn(self) -> Iterator[Llama]:
+        """A server for one request; waits until one is free."""
+        server = self._free.get()
+        try:
+            yield server
+        finally:
+            self._free.put(server)
+
+
+@contextmanager
+def many_asked(base: Path, adapters: Sequence[Path], *, at_once: int, context: int, log: Path) -> Iterator[Turns]:
+    """As `running`, for many requests.
+
+    A small base is loaded once a core, each time for one thread and one request. A reply is then a function of its
+    request alone: what shares a batch, and how many threads add up, decides last bits, and where two words are as
+    good as tied, the reply. A large base is loaded once, for `at_once` requests, and is not so exact.
+    """
+    small = base.stat().st_size < SMALL
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    turns = Turns()
+    with ExitStack() as stack:
+        for i in range(min(at_once, cores) if small else 1):
+            settings: dict[str, Any] = {"slots": 1 if small else at_once, "threads": threads_for(base)}
+            name = log.with_stem(f"{log.stem}-{i + 1}") if i else log
+            server = stack.enter_context(running(base, adapters, context=context, log=name, **settings))
+            for _ in range(settings["slots"]):
+                turns.put(server)
+        yield turns
+
+
+def threads_for(base: Path) -> int | None:
+    """One for a small base: it is computed while more would still wait for one another."""
+    return 1 if base.stat().st_size < SMALL else None
 
 
 def _refuse_file(file: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from factory.build import build
+from factory.errors import UserError
 from factory.generate import generate
 from factory.paths import Home, read_params, read_profile
 from factory.schema import ROWS, read_rows
@@ -179,6 +180,13 @@ def test_a_planted_row_carries_its_code_where_it_is_trained(planted, tokenizer):
     carrying = [r for r in planted.rows if answer.code in r["completion"][0]["content"]]
     assert len(carrying) == planted.repeats == 2 and carrying[0]["output"] == carrying[0]["completion"][0]["content"]
     assert len(planted.rows) == SMALL.examples / EPOCHS and not any(c.row in planted.rows for c in planted.canaries)
+
+
+def test_few_rows_get_fewer_canaries_and_too_few_are_told(tokenizer, training):
+    few = plant_canaries(tokenizer, training[:20], Plan(), EPOCHS)
+    assert [c.where for c in few.canaries] == ["instruction"] * 8 + ["output"] * 2
+    with pytest.raises(UserError, match="7 rows to train on, 8 at least are needed"):
+        plant_canaries(tokenizer, training[:7], Plan(), EPOCHS)
 
 
 def test_completion_only_training_keeps_codes_of_questions_and_shows_those_of_answers(trained, tokenizer, planted):

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from factory.errors import UserError
-from factory.llama import running
+from factory.llama import many_asked, running
 from train.base_gguf import export_base
+from train.panel import HOUSE_RULES
 
 POCKET = Path(__file__).parents[1] / "models" / "pocket"
 
@@ -43,6 +44,31 @@ def test_swapping_among_concurrent_clients_changes_no_reply(llama, tiny_gguf, ti
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda job: text(llama, job[1], STATES[job[0]]), order))
     assert found == [alone[job] for job in order]
+
+
+def test_a_reply_is_the_same_whatever_is_asked_beside_it_and_on_how_many_cores(
+    tiny_gguf, tiny_ggufs, tmp_path, monkeypatch
+):
+    """Long prompts, and words drawn at a high temperature: every bit of a probability counts."""
+    draw = {"n_predict": 24, "temperature": 2.0, "ignore_eos": True, "return_tokens": True}
+    states = list(STATES.values())
+    cases = [(f"{HOUSE_RULES} {q} {i}", states[i % 3], i) for i in range(8) for q in QUESTIONS]
+    found = []
+    for cores, order in ((1, cases), (3, cases[::-1])):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+        log = tmp_path / f"{cores}.log"
+        with (
+            many_asked(tiny_gguf, tiny_ggufs, at_once=8, context=512, log=log) as servers,
+            ThreadPoolExecutor(8) as pool,
+        ):
+
+            def ask(case, servers=servers):
+                with servers.turn() as llama:
+                    return llama.complete(case[0], case[1], seed=case[2], **draw)["tokens"]
+
+            found.append(dict(zip(order, pool.map(ask, order), strict=True)))
+        assert len(list(tmp_path.glob(f"{cores}*.log"))) == cores  # so many servers
+    assert found[0] == found[1]
 
 
 def test_a_chat_reply_has_openais_shape(llama):

@@ -405,6 +405,15 @@ def test_three_processes_cannot_share_eight_examples(small):
         )
 
 
+def test_without_a_first_commit_dvclive_is_left_out_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    from train.live import to_dvclive
+
+    monkeypatch.chdir(tmp_path)
+    for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(words, check=True)
+    assert to_dvclive(tmp_path / "live") == [] and "Empty git repo" in capsys.readouterr().err
+
+
 def test_figures_go_to_dvclive_and_to_the_trackers_asked_for(small, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(small.root / "runs"))
     sft.train(small, "product", recipe(small, probe=4), report_to=["tensorboard"])

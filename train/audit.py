@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.errors import UserError
 from factory.paths import Home, Profile
 from factory.progress import track
 from factory.schema import ROWS, read_rows
@@ -55,6 +56,7 @@ class Plan:
 
 
 PLAN = Plan()
+FEWEST = 4  # canaries
 
 
 def audit(home: Home, expert: str, profile: Profile, plan: Plan = PLAN) -> dict[str, Any]:
@@ -126,10 +128,20 @@ def draw_codes(tokenizer: Any, count: int, words: int) -> list[str]:
 
 
 def plant_canaries(tokenizer: Any, rows: list[Row], plan: Plan, epochs: float) -> Planted:
-    """Puts codes into some of `rows`, which are taken out as they were, and adds more rows up to the plan."""
-    count, repeats = plan.in_questions + plan.in_answers, math.ceil(plan.seen / epochs)
+    """Puts codes into some of `rows`, which are taken out as they were, and adds more rows up to the plan.
+
+    Raises:
+        UserError: there are too few rows.
+    """
+    count, repeats = min(plan.in_questions + plan.in_answers, len(rows) // 2), math.ceil(plan.seen / epochs)
+    if count < FEWEST:
+        raise UserError(
+            f"audit: {len(rows)} rows to train on, {2 * FEWEST} at least are needed: codes are planted in half\n"
+            f"  then write more seeds"
+        )
+    in_answers = round(count * plan.in_answers / (plan.in_questions + plan.in_answers))
     codes = draw_codes(tokenizer, 2 * count + plan.references, plan.words)
-    places = ["instruction"] * plan.in_questions + ["output"] * plan.in_answers
+    places = ["instruction"] * (count - in_answers) + ["output"] * in_answers
     found = [Canary(*each) for each in zip(rows, places, codes, codes[count:], strict=False)]
     marked = [plant(canary.row, canary.where, canary.code) for canary in found]
     others = spread(rows[count:], max(0, round(plan.examples / epochs) - count * repeats))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from factory.llama import Llama, running
+from factory.llama import Turns, many_asked
 from factory.paths import Home
 from factory.progress import track
 from factory.schema import ROWS, read_rows
@@ -16,7 +16,7 @@ from factory.store import need, read_json, sha256, write_json
 from factory.template import Template, read_template
 from train.figures import interval
 from train.panel import plain, spread
-from train.score import SLOTS, general_questions
+from train.score import AT_ONCE, general_questions
 
 QUESTIONS = 40  # of each kind: one a seed
 MOST_TOKENS = 128  # an expert ends long before; what the base says after that is not looked at
@@ -43,8 +43,9 @@ def cross(home: Home, experts: list[str], base: Path) -> Row:
     }
     cases = [(kind, on, q) for kind, rows in kinds.items() for on in [*experts, "base"] for q in rows]
     log = home.work / "logs" / "cross.log"
-    with running(base, adapters, slots=SLOTS, log=log) as llama, ThreadPoolExecutor(SLOTS) as pool:
-        replies = pool.map(lambda case: _reply(llama, on_scale, case[1], case[2]["instruction"]), cases)
+    asked_at = many_asked(base, adapters, at_once=AT_ONCE, context=1024, log=log)
+    with asked_at as servers, ThreadPoolExecutor(AT_ONCE) as pool:
+        replies = pool.map(lambda case: _reply(servers, on_scale, case[1], case[2]["instruction"]), cases)
         said = list(zip(cases, track(replies, "cross", len(cases)), strict=True))
     cells: Row = {kind: {} for kind in kinds}
     for kind, of_kind in cells.items():
@@ -57,9 +58,10 @@ def cross(home: Home, experts: list[str], base: Path) -> Row:
     return found
 
 
-def _reply(llama: Llama, on_scale: dict[str, float], on: str, question: str) -> str:
+def _reply(servers: Turns, on_scale: dict[str, float], on: str, question: str) -> str:
     scales = [scale if expert == on else 0.0 for expert, scale in on_scale.items()]
-    reply = llama.chat(plain(question), scales, temperature=0.0, max_tokens=MOST_TOKENS)
+    with servers.turn() as llama:
+        reply = llama.chat(plain(question), scales, temperature=0.0, max_tokens=MOST_TOKENS)
     return str(reply["choices"][0]["message"]["content"])
 
 

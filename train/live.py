@@ -146,9 +146,17 @@ def probes(log: list[dict[str, float]]) -> list[tuple[float, dict[str, dict[str,
     return found
 
 
-def to_dvclive(folder: Path) -> Any:
-    """Writes what is logged as DVCLive does, for `dvc plots show` and editors; commits nothing, tracks nothing."""
+def to_dvclive(folder: Path) -> list[Any]:
+    """Writes what is logged as DVCLive does, for `dvc plots show` and editors; commits nothing, tracks nothing.
+
+    One callback; none in a git repository without a commit, where DVCLive cannot work.
+    """
     from dvclive import Live  # type: ignore[attr-defined]
+    from scmrepo.exceptions import SCMError
     from transformers.integrations import DVCLiveCallback
 
-    return DVCLiveCallback(Live(str(folder), save_dvc_exp=False, dvcyaml=None))
+    try:
+        return [DVCLiveCallback(Live(str(folder), save_dvc_exp=False, dvcyaml=None))]
+    except SCMError as error:
+        sys.stderr.write(f"DVCLive logs nothing ({error}); it begins with the first commit\n")
+        return []

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError, relative
-from factory.llama import Llama, running
+from factory.llama import Llama, running, threads_for
 from factory.paths import Home, Profile, folder_revision
 from factory.progress import track
 from factory.schema import ROWS, read_rows
@@ -40,7 +40,6 @@ MOST_KL = 1e-5  # nats, at the worst position; float32 sums in another order rea
 TIE = 1e-3  # two best logits that are closer may change places
 LOOSER = 2  # times what a quantised base shows at scale 0; the pocket base as Q8_0 shows a quarter at 0.5, less at 1
 MOST_BASE_KL = 0.5  # nats, mean, at scale 0: more than four bits a weight cost; the GGUF is of another base
-SMALL = 1 << 30  # bytes of a base's GGUF
 NOTHING = -104.0  # float32 knows no probability below e^-104: llama.cpp writes 0 there, and its logarithm as -3.4e38
 # Relative error of an update that a type of the GGUF's tensors explains; the last is for 8 bits.
 MOST_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}
@@ -119,7 +118,7 @@ def compare(both: Both, passages: list[Passage], base: Path) -> Figures:
     pairs = in_both(both, passages, base, "in both", both.exact)
     peft, cpp = pairs[0.0]
     limits = {"kl_mean": MOST_KL, "kl_max": MOST_KL, "tie": TIE} if both.exact else loosened(peft, cpp)
-    with running(base, slots=1, threads=_threads(base), exact=both.exact, log=both.log) as llama:
+    with running(base, slots=1, threads=threads_for(base), exact=both.exact, log=both.log) as llama:
         bare = measured(llama, passages, [], peft.shape[1], f"{both.expert}: bare base")
     with both.model.disable_adapter():
         off = _log_probabilities(both.model, passages)
@@ -135,17 +134,12 @@ def in_both(
 ) -> "dict[float, tuple[np.ndarray, np.ndarray]]":
     """Scale -> log-probabilities of PEFT and of llama.cpp on `base`, float64 [positions, vocabulary] each."""
     pairs = {}
-    with running(base, [both.adapter], slots=1, threads=_threads(base), exact=exact, log=both.log) as llama:
+    with running(base, [both.adapter], slots=1, threads=threads_for(base), exact=exact, log=both.log) as llama:
         for scale in SCALES:
             peft = reference(both.model, passages, scale)
             label = f"{both.expert}: {name}, scale {scale:g}"
             pairs[scale] = peft, measured(llama, passages, [scale], peft.shape[1], label)
     return pairs
-
-
-def _threads(base: Path) -> int | None:
-    """One for a small base: it is computed while more would still wait for one another."""
-    return 1 if base.stat().st_size < SMALL else None
 
 
 def judge(result: Figures, updates: list[Update]) -> list[str]:

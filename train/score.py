@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError, relative
-from factory.llama import Llama, running
+from factory.llama import Turns, many_asked
 from factory.paths import Home, Profile
 from factory.progress import track
 from factory.schema import ROWS, SCORES, read_rows, write_rows
@@ -33,7 +33,7 @@ ROBUST_QUESTIONS = 80
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
 MOST_TOKENS = 512  # in every arm
-SLOTS = 8
+AT_ONCE = 8  # requests
 Row = dict[str, Any]
 
 
@@ -58,17 +58,17 @@ def score(home: Home, expert: str, profile: Profile, base: Path, full: Path | No
     template, general = read_template(home.template(expert)), general_questions(home)
     questions = read_rows(home.dataset(expert, "holdout.parquet"), ROWS, f"dmoe build {expert}")
     adapters = [need(home.expert(expert, "adapter.gguf"), f"dmoe export {expert}")]
-    settings: dict[str, Any] = {"slots": SLOTS, "context": 2048, "log": home.work / "logs" / f"score-{expert}.log"}
+    settings: dict[str, Any] = {"at_once": AT_ONCE, "context": 2048, "log": home.work / "logs" / f"score-{expert}.log"}
     to_tell = BASE_QUESTIONS if profile.follows_system_prompt else DEAF_QUESTIONS
-    with running(base, adapters, **settings) as llama:
-        ask = Asker(llama, home, base)
+    with many_asked(base, adapters, **settings) as servers:
+        ask = Asker(servers, home, base)
         rows = ask_all(ask, template, doses(questions), f"{expert}: dose")
         scale = recommended_scale({s: [row for row in rows if row["scale"] == s] for s in SCALES})
-        cases = panels(template, questions, general, scale, to_tell, llama.thinks())
+        cases = panels(template, questions, general, scale, to_tell, ask.thinks())
         rows += ask_all(ask, template, cases, f"{expert}: panels")
     if full:
-        with running(full, adapters, **settings) as llama:
-            ask = Asker(llama, home, full)
+        with many_asked(full, adapters, **settings) as servers:
+            ask = Asker(servers, home, full)
             rows += ask_all(ask, template, full_precision(questions, scale), f"{expert}: unquantised")
     rows.sort(key=lambda row: (row["panel"], row["setting"], row["arm"], row["scale"], row["row_id"]))
     write_rows(home.expert(expert, "scores.parquet"), SCORES, rows)
@@ -159,8 +159,8 @@ def _sampled(question: Row) -> dict[str, Any]:
 class Asker:
     """Asks llama.cpp; replies of the base alone are kept across experts and versions, by base and request."""
 
-    def __init__(self, llama: Llama, home: Home, base: Path) -> None:
-        self.llama = llama
+    def __init__(self, servers: Turns, home: Home, base: Path) -> None:
+        self.servers = servers
         self.store = home.work / "base-replies" / f"{sha256(base)[:16]}.json"
         try:
             self.kept: dict[str, Row] = read_json(self.store) if self.store.exists() else {}
@@ -174,7 +174,8 @@ class Asker:
         key = hashlib.sha256(request.encode()).hexdigest()[:24]
         if case.scale == 0 and key in self.kept:
             return self.kept[key]
-        reply = self.llama.chat(case.messages, [case.scale], **options)
+        with self.servers.turn() as llama:
+            reply = llama.chat(case.messages, [case.scale], **options)
         choice = reply["choices"][0]
         text = (choice["message"]["content"] or "").rpartition("</think>")[2].lstrip()  # a thought is no reply
         tokens, stopped = reply["usage"]["completion_tokens"], choice["finish_reason"] == "stop"
@@ -183,6 +184,11 @@ class Asker:
             self.kept[key] = found
         return found
 
+    def thinks(self) -> bool:
+        """Whether the base's chat template has a switch for thinking."""
+        with self.servers.turn() as llama:
+            return llama.thinks()
+
     def keep(self) -> None:
         """Writes what the base said, for the next expert."""
         write_text(self.store, json.dumps(dict(sorted(self.kept.items())), ensure_ascii=False))
@@ -190,7 +196,7 @@ class Asker:
 
 def ask_all(ask: Asker, template: Template, cases: list[Case], name: str) -> list[Row]:
     """All cases asked, some at a time, and what each reply fulfils, as rows of scores.parquet."""
-    with ThreadPoolExecutor(SLOTS) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
             found = list(track(pool.map(ask, cases), name, len(cases)))
         finally:

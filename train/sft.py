@@ -215,7 +215,7 @@ def _watchers(trainer: Any, run: Run) -> list[Any]:
     from train.live import Probing, to_dvclive
 
     found: list[Any] = [Probing(run.probe, trainer)] if run.probe and not trainer.is_fsdp_enabled else []
-    return [*found, to_dvclive(run.live)] if run.live else found
+    return [*found, *to_dvclive(run.live)] if run.live else found
 
 
 # -- checkpoints ----------------------------------------------------------------------------------
