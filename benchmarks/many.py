@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,8 +31,8 @@ def edit(path: Path, pattern: str, new: str) -> None:
     path.write_text(re.sub(pattern, new, path.read_text(), count=1))
 
 
-def checkout(root: Path, names: list[str]) -> None:
-    """The project with `names` for experts, and of dvc.yaml what leads to the GGUF file."""
+def checkout(root: Path, names: list[str], stages: Sequence[str] = STAGES) -> None:
+    """The project with `names` for experts, and of dvc.yaml the `stages`."""
     home = find_home().root
     for name in (
         "params.yaml",
@@ -48,7 +49,7 @@ def checkout(root: Path, names: list[str]) -> None:
         (shutil.copytree if (home / name).is_dir() else shutil.copy)(home / name, root / name)
     shutil.copytree(home / "models" / "pocket", root / "models" / "pocket")
     parts = re.split(r"(?m)^(?=  \w+:)", (root / "dvc.yaml").read_text())
-    (root / "dvc.yaml").write_text(parts[0] + "".join(p for p in parts[1:] if p.strip().partition(":")[0] in STAGES))
+    (root / "dvc.yaml").write_text(parts[0] + "".join(p for p in parts[1:] if p.strip().partition(":")[0] in stages))
     edit(root / "params.yaml", r"experts:\n(  - \w+\n)+", "experts:\n" + "".join(f"  - {name}\n" for name in names))
     template = (home / "templates" / "product.yaml").read_text()
     template = re.sub(r"per_seed: \d+", f"per_seed: {PER_SEED}", template, count=1)

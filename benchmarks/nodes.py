@@ -1,0 +1,102 @@
+"""Twelve experts from seeds to package on a Ray cluster of two nodes: `dmoe build-all --ray` beside `dvc repro`.
+
+A checkout of its own on the pocket base: the laptop expert under twelve names, about forty rows each, every stage of
+dvc.yaml but `encoder`, whose table is this project's. The audit's throw-away adapter sees an eighth of its rows, and
+eight everyday questions are asked: only to be quicker. Built one by one, on two nodes of one core each, and so again
+with one of them killed once half of the experts are there; every file and dvc.lock are compared. Both nodes stand in
+this machine. All runs compute with one thread an expert: the number of threads decides an adapter's last bits.
+Run: python benchmarks/nodes.py [EXPERTS, 12]   (40 minutes)
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from many import checkout, edit, seconds
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from rich.table import Table
+
+from factory.cluster import Needs, build_all
+from factory.paths import Home, find_home
+from factory.store import need, read_yaml, sha256
+
+NEEDS = Needs(cpus=1, gpus=0, memory_gb=1)
+GENERAL = 8  # everyday questions
+
+
+def line(root: Path, names: list[str]) -> None:
+    """The checkout, with the whole line."""
+    home = find_home()
+    checkout(
+        root, names, ("generate", "build", "train", "export", "parity", "score", "gate", "audit", "fit", "package")
+    )
+    table = need(home.root / "models" / "static.safetensors", "dmoe repro-all")
+    shutil.copy(table, root / "models")
+    edit(root / "train" / "audit.py", r"examples: int = \d+", "examples: int = 168")
+    edit(root / "profiles" / "pocket.yaml", r"(?m)^gates: .*", "gates: [mention]")
+    for name in names:
+        edit(root / "templates" / f"{name}.yaml", r"gate: \{mention: [\d.]+", "gate: {mention: 0.0")
+    general = root / "seeds" / "general.jsonl"
+    general.write_text("".join(general.read_text().splitlines(keepends=True)[:GENERAL]))
+
+
+def made(root: Path) -> dict[str, str]:
+    """The hash of every file that stages made, and dvc.lock's content."""
+    files = [p for folder in ("datasets", "experts") for p in sorted((root / folder).rglob("*")) if p.is_file()]
+    found = {str(path.relative_to(root)): sha256(path) for path in files if path.name != ".gitignore"}
+    return found | {"dvc.lock": str(read_yaml(root / "dvc.lock"))}
+
+
+def on_two_nodes(root: Path, names: list[str], lost: bool) -> float:
+    """Seconds of build-all; `lost`: a node is killed when half of the experts are there."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def lose() -> None:
+        while len(list(root.glob("experts/*/manifest.json"))) < len(names) // 2:
+            time.sleep(0.5)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    killer = threading.Thread(target=lose, daemon=True)
+    if lost:
+        killer.start()
+    began, before = time.perf_counter(), Path.cwd()
+    os.chdir(root)
+    try:
+        outcome = build_all(Home(root), names, cluster.address, NEEDS, print)
+    finally:
+        os.chdir(before)
+        cluster.shutdown()
+    if outcome.failed or killer.is_alive():
+        raise SystemExit(f"failed: {outcome.failed}; the node was lost too late: {killer.is_alive()}")
+    return time.perf_counter() - began
+
+
+def main(count: int) -> None:
+    names = [f"expert_{i:02}" for i in range(count)]
+    table = Table("how", "seconds", "files and dvc.lock as one by one", title=f"{count} experts, seeds to package")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        serial, whole, wounded = (Path(folder) / name for name in ("serial", "nodes", "lost"))
+        for root in (serial, whole, wounded):
+            line(root, names)
+        os.environ["PYTHONPATH"] = str(serial)  # the checkout's audit, which the nodes get too
+        table.add_row("dvc repro", f"{seconds(serial, 'dvc', 'repro', '--keep-going'):.0f}", "")
+        del os.environ["PYTHONPATH"]
+        reference = made(serial)
+        for root, lost in ((whole, False), (wounded, True)):
+            took = on_two_nodes(root, names, lost)
+            found = made(root)
+            same = sum(found.get(name) == content for name, content in reference.items())
+            told = f"{same} of {len(reference)}, {len(found.keys() - reference.keys())} more"
+            table.add_row("two nodes, one killed half-way" if lost else "two nodes", f"{took:.0f}", told)
+            Console().print(table)  # what there is so far
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
