@@ -5,7 +5,7 @@ dvc.yaml but `encoder`, whose table is this project's. The audit's throw-away ad
 eight everyday questions are asked: only to be quicker. Built one by one, on two nodes of one core each, and so again
 with one of them killed once half of the experts are there; every file and dvc.lock are compared. Both nodes stand in
 this machine. All runs compute with one thread an expert: the number of threads decides an adapter's last bits.
-Run: python benchmarks/nodes.py [EXPERTS, 12]   (40 minutes)
+Run: python benchmarks/nodes.py [EXPERTS, 12]   (an hour or more; it has not been run to its end yet)
 """
 
 import os

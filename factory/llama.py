@@ -178,7 +178,11 @@ def many_asked(base: Path, adapters: Sequence[Path], *, at_once: int, context: i
     A small base is loaded once a core, each time for one thread and one request. A reply is then a function of its
     request alone: what shares a batch, and how many threads add up, decides last bits, and where two words are as
     good as tied, the reply. A large base is loaded once, for `at_once` requests, and is not so exact.
+
+    Raises:
+        UserError: as `running` does.
     """
+    _refuse_file(base)
     small = base.stat().st_size < SMALL
     cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     turns = Turns()

@@ -71,6 +71,12 @@ def test_a_reply_is_the_same_whatever_is_asked_beside_it_and_on_how_many_cores(
     assert found[0] == found[1]
 
 
+def test_a_base_that_is_missing_is_told_before_its_size_is_asked(tmp_path):
+    missing = many_asked(tmp_path / "none.gguf", [], at_once=8, context=64, log=tmp_path / "log")
+    with pytest.raises(UserError, match=r"none\.gguf: cannot be read: No such file"), missing:
+        pass
+
+
 def test_a_chat_reply_has_openais_shape(llama):
     reply = llama.chat([{"role": "user", "content": "hello"}], [0.0, 1.0], max_tokens=5, temperature=0)
     assert reply["choices"][0]["message"]["role"] == "assistant"
