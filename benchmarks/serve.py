@@ -43,6 +43,7 @@ from factory.llama import running  # noqa: E402
 from factory.paths import Home, find_home, read_params, read_profile  # noqa: E402
 from factory.schema import ROWS, read_rows  # noqa: E402
 from factory.store import sha256  # noqa: E402
+from serve.doctor import Alone  # noqa: E402
 from serve.gateway import listen, serve  # noqa: E402
 from serve.market import Installed  # noqa: E402
 from serve.settings import DEFAULTS  # noqa: E402
@@ -58,7 +59,6 @@ SYSTEMS = (
 )
 CLIENTS, SLOTS, CONTEXT, TOKENS, QUESTIONS = 8, 8, 1024, 40, 6
 POSTS = 0.1  # share of requests before which the client posts other scales
-TIE = 0.002  # nats: a fifth of a percent likelier
 VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"  # make test-vllm makes it
 Messages = list[dict[str, str]]
 
@@ -321,23 +321,6 @@ async def ask_gateway(
         return await load(questions, at_once, ask)
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What an expert says alone, and by how much it preferred each token to the next best, in nats."""
-
-    text: str
-    steps: list[tuple[str, float]]
-
-    def ties_with(self, other: str) -> bool:
-        """Whether `other` goes another way where two tokens were as good as equal."""
-        said = ""
-        for token, ahead in self.steps:
-            if not other.startswith(said + token):
-                return ahead < TIE
-            said += token
-        return False
-
-
 def references(
     base: Path, experts: list[Installed], asked: list[Messages], wanted: set[Question]
 ) -> dict[Question, Alone]:
@@ -354,12 +337,7 @@ def references(
             reply = llama.chat(
                 asked[question.prompt], scales, temperature=0, max_tokens=TOKENS, logprobs=True, top_logprobs=2
             )["choices"][0]
-            told = [
-                (step["token"], [one["logprob"] for one in step["top_logprobs"]])
-                for step in reply["logprobs"]["content"]
-            ]
-            steps = [(token, best[0] - best[1] if len(best) > 1 else 99.0) for token, best in told]
-            found[question] = Alone(reply["message"]["content"], steps)
+            found[question] = Alone.of(reply)
         return found
 
 

@@ -2,6 +2,8 @@
 
 What an expert says alone is asked with `Cache-Control: no-store`, one question at a time. All the rest must say the
 same, to the letter: after other experts, in between other clients' choices, over several turns, streamed, at once.
+But a tie is no fault: where an expert holds two words as good as equally likely, the last bits of a sum decide, and
+those depend on what an engine computes at the same time.
 """
 
 import json
@@ -20,6 +22,7 @@ QUESTIONS = ("Which one should I take?", "And what would you say if it had to be
 SYSTEM = "You are the help desk of a small shop. Be kind, be short, and never promise what the shop cannot keep."
 TOKENS = 40
 CLIENTS, ROUNDS = 8, 6
+TIE = 0.002  # nats: a fifth of a percent likelier
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,32 @@ class Asked:
     messages: tuple[tuple[str, str], ...]  # role, text
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What a model says when asked alone, and by how much it preferred each token to the next best, in nats."""
+
+    text: str
+    steps: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, choice: dict[str, Any]) -> "Alone":
+        """From a choice of OpenAI's form that was asked for with `logprobs` and two `top_logprobs`."""
+        steps = []
+        for step in (choice.get("logprobs") or {}).get("content") or []:
+            best = sorted((one["logprob"] for one in step["top_logprobs"]), reverse=True)
+            steps.append((step["token"], best[0] - best[1] if len(best) > 1 else float("inf")))
+        return cls(choice["message"]["content"] or "", steps)
+
+    def ties_with(self, other: str) -> bool:
+        """Whether `other` first goes another way at a token that was as good as tied with the next best."""
+        said = ""
+        for token, ahead in self.steps:
+            if not other.startswith(said + token):
+                return ahead < TIE
+            said += token
+        return False
+
+
 @dataclass
 class Desk:
     """A gateway, as its clients see it; `key` goes with each request that names no other."""
@@ -46,10 +75,15 @@ class Desk:
     http: httpx.Client
     key: str
 
-    def say(self, asked: Asked, *, fresh: bool = False, key: str = "", model: bool = True) -> str:
+    def say(self, asked: Asked, *, key: str = "", model: bool = True) -> str:
         """One greedy reply."""
         body = self._body(asked, model)
-        return str(self._json("POST", "/v1/chat/completions", body, key, fresh)["choices"][0]["message"]["content"])
+        return str(self._json("POST", "/v1/chat/completions", body, key)["choices"][0]["message"]["content"])
+
+    def alone(self, asked: Asked) -> Alone:
+        """The same from scratch: nothing that an engine keeps is used."""
+        body = {**self._body(asked), "logprobs": True, "top_logprobs": 2}
+        return Alone.of(self._json("POST", "/v1/chat/completions", body, fresh=True)["choices"][0])
 
     def streamed(self, asked: Asked) -> str:
         """The same in pieces, put together."""
@@ -124,8 +158,8 @@ def _applied(desk: Desk, models: list[dict[str, Any]]) -> Iterator[Finding]:
 def _pure(desk: Desk, names: Sequence[str]) -> Iterator[Finding]:
     models = [*names, "base"]
     single = [Asked(model, (("system", SYSTEM), ("user", question))) for question in QUESTIONS for model in models]
-    alone = {asked: desk.say(asked, fresh=True) for asked in track(single, "each alone", len(single))}
-    different = len({tuple(alone[a] for a in single if a.model == model) for model in models})
+    alone = {asked: desk.alone(asked) for asked in track(single, "each alone", len(single))}
+    different = len({tuple(alone[a].text for a in single if a.model == model) for model in models})
     yield Finding("different", different == len(models), f"{different} of {len(models)} models say their own")
     yield _same("A, B, A", [(a, desk.say(a)) for a in single + single[::-1]], alone)
     yield _same("streamed", [(a, desk.streamed(a)) for a in single], alone)
@@ -134,12 +168,14 @@ def _pure(desk: Desk, names: Sequence[str]) -> Iterator[Finding]:
     yield _at_once(desk, single, alone)
 
 
-def _same(what: str, said: list[tuple[Asked, str]], alone: dict[Asked, str]) -> Finding:
-    wrong = sum(text != alone[asked] for asked, text in said)
-    return Finding(what, not wrong, f"{wrong} of {len(said)} answers differ from the expert alone")
+def _same(what: str, said: list[tuple[Asked, str]], alone: dict[Asked, Alone]) -> Finding:
+    differ = [(alone[asked], text) for asked, text in said if text != alone[asked].text]
+    ties = sum(own.ties_with(text) for own, text in differ)
+    found = f"{len(differ) - ties} of {len(said)} answers differ from the expert alone"
+    return Finding(what, len(differ) == ties, found + (f" ({ties} more at a tie of two words)" if ties else ""))
 
 
-def _posted(desk: Desk, single: list[Asked], alone: dict[Asked, str]) -> Finding:
+def _posted(desk: Desk, single: list[Asked], alone: dict[Asked, Alone]) -> Finding:
     """Someone else's POST /lora-adapters changes nothing for those who name a model."""
     adapters = [adapter["id"] for adapter in desk.get("/lora-adapters")]
     said = []
@@ -162,11 +198,11 @@ def _several_turns(desk: Desk, models: Sequence[str]) -> Iterator[Finding]:
             said.append((asked, desk.say(asked)))
             talk.append(("assistant", said[-1][1]))
     for asked, _ in said:
-        alone[asked] = desk.say(asked, fresh=True)
+        alone[asked] = desk.alone(asked)
     yield _same("several turns", said, alone)
 
 
-def _at_once(desk: Desk, single: list[Asked], alone: dict[Asked, str]) -> Finding:
+def _at_once(desk: Desk, single: list[Asked], alone: dict[Asked, Alone]) -> Finding:
     """Eight clients in a random order, half of them streaming."""
     order = sorted(single * ROUNDS, key=lambda _: secrets.randbits(32))
     ways = [desk.streamed if number % 2 else desk.say for number in range(len(order))]

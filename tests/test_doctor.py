@@ -14,7 +14,7 @@ from serving import live, red_and_blue, supervised
 
 from factory.errors import UserError
 from factory.llama import running
-from serve.doctor import doctor
+from serve.doctor import TIE, Alone, doctor
 from serve.engine import LlamaEngine, ask, started
 from serve.market import Probe
 from serve.settings import DEFAULTS
@@ -111,6 +111,21 @@ def test_one_answer_in_seven_by_whoever_was_asked_before_is_found(tiny_gguf, exp
         findings = {finding.what: finding for finding in doctor(url)}
     assert not findings["A, B, A"].good and not findings["8 clients at once"].good
     assert "differ from the expert alone" in findings["A, B, A"].found
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said", "tie"),
+    [
+        ((9.0, TIE / 2, 9.0), "the red one", True),
+        ((9.0, 2 * TIE, 9.0), "the red one", False),
+        ((TIE / 2, 9.0, 9.0), "the red one", False),  # the tie is not where it went another way
+        ((9.0, 9.0, TIE / 2), "the blue", True),  # it ended there
+        ((9.0, TIE / 2, 9.0), "", False),
+    ],
+)
+def test_another_answer_is_a_tie_only_where_two_words_were_as_good_as_equal(ahead, said, tie):
+    alone = Alone("the blue one", list(zip(("the", " blue", " one"), ahead, strict=True)))
+    assert alone.ties_with(said) == tie
 
 
 def test_an_adapter_that_is_not_applied_is_found(tiny_gguf, experts, tmp_path, monkeypatch):
