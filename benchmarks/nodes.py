@@ -1,11 +1,11 @@
 """Twelve experts from seeds to package on a Ray cluster of two nodes: `dmoe build-all --ray` beside `dvc repro`.
 
 A checkout of its own on the pocket base: the laptop expert under twelve names, about forty rows each, every stage of
-dvc.yaml but `encoder`, whose table is this project's. The audit's throw-away adapter sees an eighth of its rows, and
-eight everyday questions are asked: only to be quicker. Built one by one, on two nodes of one core each, and so again
-with one of them killed once half of the experts are there; every file and dvc.lock are compared. Both nodes stand in
-this machine. All runs compute with one thread an expert: the number of threads decides an adapter's last bits.
-Run: python benchmarks/nodes.py [EXPERTS, 12]   (an hour or more; it has not been run to its end yet)
+dvc.yaml but `encoder`, whose table is this project's. Score and audit ask less than they do elsewhere (LESS),
+only to be quicker. Built one by one, on two nodes of one core each, and so again with one of them killed once half of
+the experts are there; every file and dvc.lock are compared. Both nodes stand in this machine. All runs compute with
+one thread an expert: the number of threads decides an adapter's last bits.
+Run: python benchmarks/nodes.py [EXPERTS, 12]   (half an hour)
 """
 
 import os
@@ -27,6 +27,10 @@ from factory.store import need, read_yaml, sha256
 
 NEEDS = Needs(cpus=1, gpus=0, memory_gb=1)
 GENERAL = 8  # everyday questions
+LESS = {  # constants of the checkout's own modules, which the nodes get too
+    "train/score.py": {"BASE_QUESTIONS": 4, "DEAF_QUESTIONS": 2, "DOSE_QUESTIONS": 4, "ROBUST_QUESTIONS": 4},
+    "train/audit.py": {"examples: int": 168},
+}
 
 
 def line(root: Path, names: list[str]) -> None:
@@ -37,7 +41,9 @@ def line(root: Path, names: list[str]) -> None:
     )
     table = need(home.root / "models" / "static.safetensors", "dmoe repro-all")
     shutil.copy(table, root / "models")
-    edit(root / "train" / "audit.py", r"examples: int = \d+", "examples: int = 168")
+    for file, constants in LESS.items():
+        for name, value in constants.items():
+            edit(root / file, rf"{name} = \d+", f"{name} = {value}")
     edit(root / "profiles" / "pocket.yaml", r"(?m)^gates: .*", "gates: [mention]")
     for name in names:
         edit(root / "templates" / f"{name}.yaml", r"gate: \{mention: [\d.]+", "gate: {mention: 0.0")
@@ -85,7 +91,7 @@ def main(count: int) -> None:
         serial, whole, wounded = (Path(folder) / name for name in ("serial", "nodes", "lost"))
         for root in (serial, whole, wounded):
             line(root, names)
-        os.environ["PYTHONPATH"] = str(serial)  # the checkout's audit, which the nodes get too
+        os.environ["PYTHONPATH"] = str(serial)  # the checkout's modules
         table.add_row("dvc repro", f"{seconds(serial, 'dvc', 'repro', '--keep-going'):.0f}", "")
         del os.environ["PYTHONPATH"]
         reference = made(serial)

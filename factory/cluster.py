@@ -27,7 +27,7 @@ from factory.store import read_json, whole, write_json
 LARGEST = 100_000_000  # bytes of a file that still travels
 STAYS = (".git", ".dvc", ".dmoe", ".replies", "datasets", "experts", "docs", "tests", "benchmarks", "node_modules")
 TRIES = 3  # after a lost node
-REPLIES = ".dmoe/base-replies"  # what the base said, for the next expert
+REPLIES = ".dmoe/replies-of-bases"  # what the base said, for the next expert
 Files = dict[str, bytes]  # by path from the checkout's root
 
 

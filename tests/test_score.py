@@ -251,7 +251,7 @@ def test_damaged_kept_replies_are_told_with_the_cure(checkout, tiny_gguf):
     kept = Asker(None, checkout, tiny_gguf).store
     kept.parent.mkdir(parents=True)
     kept.write_text('{"a": ')
-    with pytest.raises(UserError, match=r"base-replies/.*: not JSON.*\n  then delete it"):
+    with pytest.raises(UserError, match=r"replies-of-bases/.*: not JSON.*\n  then delete it"):
         Asker(None, checkout, tiny_gguf)
 
 

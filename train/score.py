@@ -161,7 +161,7 @@ class Asker:
 
     def __init__(self, servers: Turns, home: Home, base: Path) -> None:
         self.servers = servers
-        self.store = home.work / "base-replies" / f"{sha256(base)[:16]}.json"
+        self.store = home.work / "replies-of-bases" / f"{sha256(base)[:16]}.json"
         try:
             self.kept: dict[str, Row] = read_json(self.store) if self.store.exists() else {}
         except UserError as error:
