@@ -103,15 +103,15 @@ class Pace:
 
 def pace(home: Home, profile: Profile, base: Shape | None) -> Pace:
     """Measured by the last training on this base, else from the GPU's data sheet and the base's shape."""
-    import torch
-
-    from train.live import data_sheet
-
     path = home.work / "paces.json"
     if path.exists() and (kept := read_json(path).get(profile.model)):
         return Pace(kept["tokens_per_second"], kept["memory_gb"], "measured by the last training on this base")
     if not base:
         return Pace(None, None, "the base is not here, and no training on it was measured")
+    import torch
+
+    from train.live import data_sheet
+
     memory = base.bytes_at(profile.train.tokens_per_pass) / 1e9
     top = data_sheet(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     if not top:
