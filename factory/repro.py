@@ -8,8 +8,8 @@ in RECORD_SECONDS.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from factory.store import read_json, read_yaml, write_json
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-RECORD_SECONDS = 60.0
+RECORD_SECONDS = 120.0
 Run = Callable[[str], None]  # runs one stage for one expert; "" for a stage of no expert
 Shared = Callable[[], AbstractContextManager[Run]]  # opens what all runs of one stage share
 Tell = Callable[[str], None]
@@ -42,15 +42,20 @@ def repro_all(home: Home, experts: Sequence[str], shared: dict[str, Shared], tel
 
     `shared` says for every stage how it is run. Ends as `dvc repro` would have: a later one finds nothing to do.
     """
+    from dvc.repo import Repo
+
     outcome = Outcome()
-    due = {name.partition("@")[0] for names in stale(home, experts) for name in names}
-    for name in read_yaml(home.root / "dvc.yaml")["stages"]:
-        if name not in due:
-            continue  # to look again would read all of dvc.lock again: seconds, with fifty experts
-        with _stale(home, name, experts, outcome) as (repo, stages):
-            if stages:
-                with shared[name]() as run:
-                    _run(home, repo, name, stages, run, outcome, tell)
+    with Repo(str(home.root)) as repo:
+        due = {stage.name.partition("@")[0] for stage in stale_stages(repo, [*experts, ""])}
+        made = Made(repo)
+        try:
+            for name in read_yaml(home.root / "dvc.yaml")["stages"]:
+                # to look again whether a stage is stale reads all of dvc.lock: a second, with fifty experts
+                if name in due and (stages := _stale(repo, name, experts, outcome)):
+                    with shared[name]() as run:
+                        _run(home, name, stages, run, outcome, made, tell)
+        finally:
+            made.record()
     return outcome
 
 
@@ -59,53 +64,58 @@ def expert_of(stage: Any) -> str:
     return str(stage.name.partition("@")[2])
 
 
-@contextmanager
-def _stale(home: Home, name: str, experts: Sequence[str], outcome: Outcome) -> "Iterator[tuple[Repo, list[Any]]]":
+@dataclass
+class Made:
+    """Stages that were run, recorded some at a time: for each record DVC reads and writes all of dvc.lock."""
+
+    repo: "Repo"
+    stages: list[Any] = field(default_factory=list)
+    recorded: float = field(default_factory=time.monotonic)
+
+    def add(self, stage: Any) -> None:
+        self.stages.append(stage)
+        if time.monotonic() - self.recorded > RECORD_SECONDS:
+            self.record()
+
+    def record(self) -> None:
+        record(self.repo, self.stages)
+        self.stages, self.recorded = [], time.monotonic()
+
+
+def _stale(repo: "Repo", name: str, experts: Sequence[str], outcome: Outcome) -> list[Any]:
     """The stages of that name that DVC would run, and that read nothing of a stage that failed."""
-    from dvc.repo import Repo, lock_repo
+    from dvc.repo import lock_repo
     from networkx import ancestors
 
-    with Repo(str(home.root)) as repo:
-        with lock_repo(repo):
-            graph = repo.index.graph  # from a stage to those that it reads from
-            barred = set().union(*(ancestors(graph, stage) for stage in graph if stage.name in outcome.failed))
-            mine = [stage for stage in in_order(repo, [*experts, ""]) if stage.name.partition("@")[0] == name]
-            stale = [stage for stage in mine if stage not in barred and stage.changed()]
+    with lock_repo(repo):
+        graph = repo.index.graph  # from a stage to those that it reads from
+        barred = set().union(*(ancestors(graph, stage) for stage in graph if stage.name in outcome.failed))
+        mine = [stage for stage in in_order(repo, [*experts, ""]) if stage.name.partition("@")[0] == name]
         outcome.held_back += [stage.name for stage in mine if stage in barred]
-        yield repo, stale
+        return [stage for stage in mine if stage not in barred and stage.changed()]
 
 
-def _run(home: Home, repo: "Repo", name: str, stages: list[Any], run: Run, outcome: Outcome, tell: Tell) -> None:
+def _run(home: Home, name: str, stages: list[Any], run: Run, outcome: Outcome, made: Made, tell: Tell) -> None:
     from dvc.exceptions import DvcException
 
-    made: list[Any] = []
-    recorded = began = time.monotonic()
-    try:
-        for i, stage in enumerate(stages):
-            try:
-                if restored(repo, stage):
-                    outcome.restored.append(stage.name)
-                    made.append(stage)
-                    continue
-                left = (time.monotonic() - began) / i * (len(stages) - i) if i else 0.0
-                tell(
-                    f"{name} {i + 1} of {len(stages)}: {expert_of(stage)}"
-                    + (f", {left / 60:.0f} min left" if i else "")
-                )
-                before = time.monotonic()
-                run(expert_of(stage))
-                _keep_time(home, stage.name, time.monotonic() - before)
-            except Exception as error:  # whatever it is, the other experts have nothing to do with it
-                outcome.failed[stage.name] = str(error) if isinstance(error, (UserError, DvcException)) else repr(error)
-                tell(f"failed: {stage.name}: {outcome.failed[stage.name]}")
+    began = time.monotonic()
+    for i, stage in enumerate(stages):
+        try:
+            if restored(made.repo, stage):
+                outcome.restored.append(stage.name)
+                made.add(stage)
                 continue
-            outcome.made.append(stage.name)
-            made.append(stage)
-            if time.monotonic() - recorded > RECORD_SECONDS:
-                record(repo, made)
-                made, recorded = [], time.monotonic()
-    finally:
-        record(repo, made)
+            left = (time.monotonic() - began) / i * (len(stages) - i) if i else 0.0
+            tell(f"{name} {i + 1} of {len(stages)}: {expert_of(stage)}" + (f", {left / 60:.0f} min left" if i else ""))
+            before = time.monotonic()
+            run(expert_of(stage))
+            _keep_time(home, stage.name, time.monotonic() - before)
+        except Exception as error:  # whatever it is, the other experts have nothing to do with it
+            outcome.failed[stage.name] = str(error) if isinstance(error, (UserError, DvcException)) else repr(error)
+            tell(f"failed: {stage.name}: {outcome.failed[stage.name]}")
+            continue
+        outcome.made.append(stage.name)
+        made.add(stage)
 
 
 def restored(repo: "Repo", stage: Any) -> bool:

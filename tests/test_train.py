@@ -367,6 +367,15 @@ def test_training_stops_once_the_claim_is_safely_kept(small, monkeypatch):
     assert "after 2 epochs" in said and "enough" not in said
 
 
+def test_epochs_of_a_few_steps_are_probed_together_and_the_last_one_always(small):
+    write_rows(small.dataset("product", "train.parquet"), ROWS, rows_of(small)[:32])  # four steps an epoch
+    template = small.template("product")
+    template.write_text(template.read_text().replace("epochs: 2", "epochs: 4"))
+    sft.train(small, "product", recipe(small, probe=4))
+    lines = small.expert("product", "plots/probe.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == ["3", "4"]
+
+
 def test_a_gate_that_will_not_be_met_is_said(small):
     said = sft.train(small, "product", recipe(small, probe=12))
     assert "the gate will not be met: mention 0.00 (0.00 to 0." in said and "0.9 wanted" in said

@@ -14,7 +14,7 @@ from train.figures import interval
 from train.panel import spread
 
 MEASURES = {"mention": "mention", "right": "right", "form": "in_form"}  # the gate's name -> the measure's
-ROOM = 24  # tokens of a reply beyond the template's most: think block, end of turn
+ROOM = 8  # tokens of a reply beyond the template's most: an empty think block is four, the end of the turn one
 Row = dict[str, Any]
 
 
