@@ -5,6 +5,7 @@ Heavy packages are imported inside the functions that need them, so that `dmoe -
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,6 +27,8 @@ class Friendly(TyperGroup):
     """Shows a user's mistake as it is, without a traceback, and ends with 1."""
 
     def invoke(self, ctx: Any) -> Any:
+        # PEFT 0.21 reads a property that transformers 5 has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
             return super().invoke(ctx)
         except UserError as error:
