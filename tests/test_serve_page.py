@@ -76,8 +76,9 @@ def crowd(url):
     body = {"model": "base", "messages": [{"role": "user", "content": "on"}], "max_tokens": 900}
 
     def one():
-        while not over.is_set():
-            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not over.wait(0.02):
+                client.post(f"{url}/v1/chat/completions", json=body)
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
@@ -234,7 +235,7 @@ def test_a_full_server_and_a_dead_engine_are_told_in_words_and_asked_again(brows
     with live(supervisor, settings) as url, opened(browser, url) as page:
         expect(page.locator("#state")).to_contain_text("ready")
         with crowd(url):
-            expect(page.locator("#state")).to_contain_text("1 waiting")
+            expect(page.locator("#state")).to_contain_text("1 waiting", timeout=60_000)
             ask(page, "Which rose?")
             answered(page, 2)
             full = page.locator(".reply .bad", has_text="The server is full: too many requests wait already")
