@@ -1,11 +1,11 @@
-"""Twelve experts from seeds to package on a Ray cluster of two nodes: `dmoe build-all --ray` beside `dvc repro`.
+"""Twelve experts from seeds to package on a Ray cluster of two nodes: `dmoe build-all --ray` beside a serial build.
 
 A checkout of its own on the pocket base: the laptop expert under twelve names, about forty rows each, every stage of
-dvc.yaml but `encoder`, whose table is this project's. Score and audit ask less than they do elsewhere (LESS),
-only to be quicker. Built one by one, on two nodes of one core each, and so again with one of them killed once half of
+dvc.yaml but `encoder`, whose table is this project's. Score and audit ask less than they do elsewhere (LESS), only to
+be quicker. Built by `dmoe repro-all`, on two nodes of one core each, and so again with one of them killed once half of
 the experts are there; every file and dvc.lock are compared. Both nodes stand in this machine. All runs compute with
 one thread an expert: the number of threads decides an adapter's last bits.
-Run: python benchmarks/nodes.py [EXPERTS, 12]   (half an hour)
+Run: python benchmarks/nodes.py [EXPERTS, 12]   (half an hour; needs a built project)
 """
 
 import os
@@ -28,7 +28,13 @@ from factory.store import need, read_yaml, sha256
 NEEDS = Needs(cpus=1, gpus=0, memory_gb=1)
 GENERAL = 8  # everyday questions
 LESS = {  # constants of the checkout's own modules, which the nodes get too
-    "train/score.py": {"BASE_QUESTIONS": 4, "DEAF_QUESTIONS": 2, "DOSE_QUESTIONS": 4, "ROBUST_QUESTIONS": 4},
+    "train/score.py": {
+        "BASE_QUESTIONS": 4,
+        "DEAF_QUESTIONS": 2,
+        "DOSE_QUESTIONS": 4,
+        "ROBUST_QUESTIONS": 4,
+        "MOST_TOKENS": 64,
+    },
     "train/audit.py": {"examples: int": 168},
 }
 
@@ -41,6 +47,7 @@ def line(root: Path, names: list[str]) -> None:
     )
     table = need(home.root / "models" / "static.safetensors", "dmoe repro-all")
     shutil.copy(table, root / "models")
+    shutil.copytree(home.root / "build" / "minilm", root / "build" / "minilm")
     for file, constants in LESS.items():
         for name, value in constants.items():
             edit(root / file, rf"{name} = \d+", f"{name} = {value}")
@@ -85,14 +92,17 @@ def on_two_nodes(root: Path, names: list[str], lost: bool) -> float:
 
 def main(count: int) -> None:
     names = [f"expert_{i:02}" for i in range(count)]
-    table = Table("how", "seconds", "files and dvc.lock as one by one", title=f"{count} experts, seeds to package")
+    table = Table(
+        "how", "seconds", "files and dvc.lock as in the serial build", title=f"{count} experts, seeds to package"
+    )
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         serial, whole, wounded = (Path(folder) / name for name in ("serial", "nodes", "lost"))
         for root in (serial, whole, wounded):
             line(root, names)
         os.environ["PYTHONPATH"] = str(serial)  # the checkout's modules
-        table.add_row("dvc repro", f"{seconds(serial, 'dvc', 'repro', '--keep-going'):.0f}", "")
+        table.add_row("dmoe repro-all", f"{seconds(serial, 'dmoe', 'repro-all'):.0f}", "")
+        Console().print(table)  # what there is so far
         del os.environ["PYTHONPATH"]
         reference = made(serial)
         for root, lost in ((whole, False), (wounded, True)):
@@ -101,7 +111,7 @@ def main(count: int) -> None:
             same = sum(found.get(name) == content for name, content in reference.items())
             told = f"{same} of {len(reference)}, {len(found.keys() - reference.keys())} more"
             table.add_row("two nodes, one killed half-way" if lost else "two nodes", f"{took:.0f}", told)
-            Console().print(table)  # what there is so far
+            Console().print(table)
 
 
 if __name__ == "__main__":

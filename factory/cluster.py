@@ -109,7 +109,7 @@ def connected(home: Home, address: str) -> Iterator[Any]:
     except ImportError:
         raise UserError("ray is not installed\n  then run: uv pip install -e '.[cluster]'") from None
     large = [p for p in (home.root / "models").rglob("*") if p.is_file() and p.stat().st_size > LARGEST]
-    leave = [*STAYS, ".venv*", *(str(path.relative_to(home.root)) for path in large)]
+    leave = [*STAYS, ".venv*", "build/peers", *(str(path.relative_to(home.root)) for path in large)]
     environment = {"working_dir": str(home.root), "excludes": leave}
     try:
         if address not in ("local", "auto"):  # Ray itself would wait for minutes
