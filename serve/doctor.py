@@ -116,7 +116,10 @@ class Desk:
         try:
             reply = self.http.request(method, path, json=body, headers=self._headers(key or self.key, fresh))
         except httpx.HTTPError as error:
-            raise UserError(f"{self.http.base_url}: no answer to {path} ({error or type(error).__name__})") from None
+            raise UserError(
+                f"{self.http.base_url}: no answer to {path} ({error or type(error).__name__})\n"
+                "  then look whether a gateway runs there, or start one: dmoe serve"
+            ) from None
         if reply.is_error:
             raise UserError(f"{self.http.base_url}: {path}: {reply.status_code}: {reply.text[:200]}")
         return reply.json()

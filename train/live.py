@@ -135,8 +135,8 @@ class Probing(TrainerCallback):  # type: ignore[misc]
         self.probe, self.trainer = probe, trainer
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        epochs = math.ceil(PROBE_STEPS * args.num_train_epochs / state.max_steps)  # at once
-        if round(state.epoch) % epochs and state.global_step < state.max_steps:
+        every = math.ceil(PROBE_STEPS * args.num_train_epochs / state.max_steps)  # epochs
+        if round(state.epoch) % every and state.global_step < state.max_steps:
             return
         with self.trainer.accelerator.autocast():
             found = self.probe.ask(
